@@ -1,0 +1,180 @@
+"""The base class of all callbacks: hooks that do nothing, and what a callback may ask of its run.
+
+Three kinds of hook, told apart once, when a training starts:
+
+``def``
+    runs inline, on the training thread, between two batches. It may change the model, stop the training, and add keys to
+    ``logs``. The batches wait for it, so it must be short.
+``async def``
+    runs beside the training, on the event loop, in order, one at a time for each callback. No batch ever waits for it.
+``def`` that returns a coroutine
+    does both: it decides and captures inline (a path, "is it the best", ``self.snapshot()``), and hands the slow half to
+    the event loop, which runs it in this callback's order::
+
+        def on_epoch_end(self, epoch, logs=None):
+            return self._later(epoch, self.snapshot())
+
+        async def _later(self, epoch, snapshot): ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    import numpy as np
+
+__all__ = ["Callback"]
+
+Overflow = Literal["wait", "drop_oldest", "latest"]
+OnError = Literal["raise", "warn", "disable"]
+
+
+class SnapshotHandle(Protocol):
+    """What :meth:`Callback.snapshot` answers; see :class:`asynccb.Snapshot`."""
+
+    step: int
+    epoch: int
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]: ...
+
+    def save(self, path: str | PathLike[str], *, weights_only: bool = False) -> None: ...
+
+    def to_model(self) -> Any: ...
+
+    def release(self) -> None: ...
+
+
+class RunHandle(Protocol):
+    """What a callback may ask of the run that it serves; see :class:`asynccb.Run`."""
+
+    name: str
+
+    def stop(self, reason: str = "stopped") -> None: ...
+
+    def snapshot_now(self, callback: Callback) -> SnapshotHandle: ...
+
+    def announce_saved(self, path: str, epoch: int) -> None: ...
+
+    def direction(self, metric: str) -> str | None: ...
+
+
+class Callback:
+    """Base class of callbacks, with Keras' hooks and attributes.
+
+    Override any of the hooks below; all overridden hooks of one class are either ``def`` or ``async def``
+    (``set_model``, ``set_params`` and ``on_train_begin`` apart). A subclass need not call ``super().__init__()``.
+    One instance serves one training at a time.
+
+    Attributes:
+        model: the model in training. Change it in inline hooks only; beside-hooks use :meth:`snapshot`.
+        params: dict with ``epochs``, ``steps``, ``verbose``, ``do_validation``, ``metrics`` and, for array data,
+            ``batch_size`` and ``samples``.
+        validation_data: what ``fit`` validates on, or None.
+        run: the :class:`~asynccb.Run` that this callback serves: ``run.stop(reason)``, ``run.name``, ...
+        lockstep: True: the training waits until the awaitable of each hook is done. Default False.
+        overflow: what happens when ``mailbox_size`` events (1,024) wait for this callback: ``"wait"`` (default: the training waits, nothing
+            is lost), ``"drop_oldest"``, or ``"latest"`` (only the newest event of each hook is kept). Every drop is
+            counted in ``run.stats``.
+        on_error: what happens when a beside-hook raises: ``"raise"`` (default: the training stops at the next batch and
+            ``fit`` raises :class:`~asynccb.CallbackError`), ``"warn"``, or ``"disable"`` (the callback gets nothing more
+            but ``on_exception`` and ``on_train_end``). An inline hook that raises always fails the training with that
+            very exception.
+    """
+
+    lockstep: ClassVar[bool] = False
+    overflow: ClassVar[Overflow] = "wait"
+    on_error: ClassVar[OnError] = "raise"
+    mailbox_size: ClassVar[int] = 1024
+
+    model: Any = None
+    params: dict[str, Any] | None = None
+    validation_data: Any = None
+    run: Any = None
+
+    def set_model(self, model: Any) -> None:
+        """Called once, inline, before ``set_params`` and ``on_train_begin``."""
+        self.model = model
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Called once, inline, after ``set_model``."""
+        self.params = params
+
+    def snapshot(self) -> SnapshotHandle:
+        """A consistent copy of the model at this very moment. Legal in inline hooks only.
+
+        Blocks the batch for the time of one copy of the weights, which all callbacks of this hook share.
+
+        Raises:
+            RuntimeError: called outside of an inline hook; use ``await self.run.snapshot()`` there.
+        """
+        if self.run is None:
+            raise RuntimeError(f"{type(self).__name__} serves no run: snapshot() is legal in inline hooks only")
+        snapshot: SnapshotHandle = self.run.snapshot_now(self)
+        return snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must know of this callback, as plain data (JSON types and numpy arrays)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` answered; called after ``on_train_begin``."""
+
+    # The hooks. Each may be overridden by a `def` or an `async def`, hence the wide return type.
+
+    def on_train_begin(self, logs: Any = None) -> Hooked:
+        """Before the first batch; the training waits for what it returns."""
+
+    def on_train_end(self, logs: Any = None) -> Hooked:
+        """The last hook, on every way out of a training."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> Hooked:
+        """``epoch`` is 0-based."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> Hooked:
+        """``logs``: means of the epoch, ``val_*`` included where it was validated."""
+
+    def on_batch_begin(self, batch: int, logs: Any = None) -> Hooked:
+        """Called for training batches unless ``on_train_batch_begin`` is overridden too."""
+
+    def on_batch_end(self, batch: int, logs: Any = None) -> Hooked:
+        """Called for training batches unless ``on_train_batch_end`` is overridden too."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> Hooked:
+        """``logs``: ``batch`` and ``size``."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> Hooked:
+        """``logs``: ``batch``, ``size``, ``loss`` and the metrics of this batch."""
+
+    def on_test_begin(self, logs: Any = None) -> Hooked:
+        """An evaluation starts, inside a training or on its own."""
+
+    def on_test_end(self, logs: Any = None) -> Hooked:
+        """``logs``: the means of the evaluation."""
+
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> Hooked: ...
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> Hooked: ...
+
+    def on_predict_begin(self, logs: Any = None) -> Hooked: ...
+
+    def on_predict_end(self, logs: Any = None) -> Hooked: ...
+
+    def on_predict_batch_begin(self, batch: int, logs: Any = None) -> Hooked: ...
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> Hooked:
+        """``logs["outputs"]``: the predictions of this batch."""
+
+    def on_exception(self, exception: BaseException) -> Hooked:
+        """The training fails or was cancelled; called before ``on_train_end``."""
+
+    def on_checkpoint_saved(self, path: str, epoch: int) -> Hooked:
+        """A file has become durable. Always called on the event loop, a ``def`` too."""
+
+
+Hooked = Any  # None, a coroutine, or anything that is not awaitable (ignored, as in Keras)
+"""What a hook may return."""
