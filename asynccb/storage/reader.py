@@ -1,0 +1,169 @@
+"""The one reader of HDF5 files. A file is data from somewhere: nothing in it is followed that is not on the
+list.
+
+Allowed are hard-linked groups, and contiguous or chunked, unfiltered datasets of plain integers or floats.
+Soft and external links, external and virtual datasets read other files; object and variable-length types
+follow pointers; filters and shapes make memory out of nothing. Attributes are read only where they are one
+string, which is JSON.
+
+libhdf5 itself parses the file first, and a hostile one can crash it. This keeps out what a file may *say*;
+files of strangers belong in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asynccb.errors import FileRefused
+from asynccb.storage.records import Contents, Expected, Header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_MOST_OBJECTS = 200_000
+
+
+def read_contents(path: str, expect: Callable[[Header], Expected]) -> Contents:
+    """See :func:`asynccb.storage.hdf5.read_model_file`."""
+    import h5py
+
+    size = os.stat(path).st_size  # FileNotFoundError and PermissionError are the caller's to see as they are
+    header, asked = None, False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            _Walk(path, h5py).check(file)
+            header = _header(path, file, h5py)
+            asked = True
+            expected = expect(header)
+            asked = False
+            return _arrays(path, file, expected, size)
+    except FileRefused:
+        raise
+    except PermissionError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        if asked:
+            raise
+        raise FileRefused(path, f"it is damaged or no HDF5 file: {error}") from error
+
+
+class _Walk:
+    """Visits every object once and refuses the file for the first that is not on the list."""
+
+    def __init__(self, path: str, h5py: Any) -> None:
+        self._path, self._h5py = path, h5py
+        self._seen: set[Any] = set()
+
+    def check(self, root: Any) -> None:
+        waiting = [root]
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                place = f"{group.name.rstrip('/')}/{name}"
+                found = self._open(group, name, place)
+                if found is not None and isinstance(found, self._h5py.Group):
+                    waiting.append(found)
+
+    def _open(self, group: Any, name: str, place: str) -> Any:
+        h5py = self._h5py
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise FileRefused(
+                self._path, f"{place} is a {type(link).__name__}, which could lead to another file"
+            )
+        found = group[name]
+        key = h5py.h5o.get_info(found.id).addr
+        if key in self._seen:
+            return None
+        self._seen.add(key)
+        if len(self._seen) > _MOST_OBJECTS:
+            raise FileRefused(self._path, f"it holds more than {_MOST_OBJECTS} objects")
+        if isinstance(found, h5py.Dataset):
+            self._dataset(found, place)
+        elif not isinstance(found, h5py.Group):
+            raise FileRefused(self._path, f"{place} is neither a group nor a dataset")
+        return found
+
+    def _dataset(self, dataset: Any, place: str) -> None:
+        h5d, plist = self._h5py.h5d, dataset.id.get_create_plist()
+        why = None
+        if plist.get_external_count():
+            why = "keeps its data in another file"
+        elif plist.get_layout() not in (h5d.CONTIGUOUS, h5d.CHUNKED):
+            why = "is a virtual or compact dataset"
+        elif plist.get_nfilters():
+            why = "is compressed or filtered"
+        elif dataset.dtype.kind not in "iuf" or dataset.dtype.subdtype is not None:
+            why = f"is of type {dataset.dtype}, not of plain numbers"
+        if why is not None:
+            raise FileRefused(self._path, f"{place} {why}")
+
+
+def _header(path: str, file: Any, h5py: Any) -> Header:
+    model_config = _json(path, file, "model_config", h5py)
+    if model_config is None:
+        raise FileRefused(path, "it holds no model_config, so it is no model file")
+    training_config = _json(path, file, "training_config", h5py)
+    return Header(model_config, training_config, _json(path, file, "asynccb_state", h5py) or {})
+
+
+def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
+    if name not in file.attrs:
+        return None
+    kept = file.attrs.get_id(name)
+    if h5py.check_string_dtype(kept.dtype) is None or kept.shape != ():
+        raise FileRefused(path, f"its attribute {name} is not one string")
+    text = file.attrs[name]
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileRefused(path, f"its attribute {name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FileRefused(path, f"its attribute {name} is not a JSON object")
+    return value
+
+
+def _arrays(path: str, file: Any, expected: Expected, size: int) -> Contents:
+    places = [(f"layers/{group}/vars", shapes, "f") for group, shapes in expected.layers.items()]
+    count = sum(len(shapes) for _, shapes, _ in places)
+    if expected.optimizer is not None:
+        places.append(("optimizer/vars", expected.optimizer, "iuf"))
+    # All shapes are compared before the first number is read, and together they must fit into the file:
+    # several names may lead to the same bytes, but no small file becomes a large model.
+    datasets = [
+        found for place, shapes, kinds in places for found in _matching(path, file, place, shapes, kinds)
+    ]
+    if sum(_nbytes(dataset) for dataset in datasets) > size:
+        raise FileRefused(path, "its arrays claim to be larger than the file")
+    arrays: list[Array] = [np.asarray(dataset[()]) for dataset in datasets]
+    return Contents(arrays[:count], None if expected.optimizer is None else arrays[count:])
+
+
+def _matching(
+    path: str, file: Any, place: str, shapes: tuple[tuple[int, ...], ...], kinds: str
+) -> Iterator[Any]:
+    group = file.get(place)
+    held = 0 if group is None else len(group)
+    if held != len(shapes):
+        raise FileRefused(path, f"{place} holds {held} arrays, the model needs {len(shapes)}")
+    for index, shape in enumerate(shapes):
+        dataset = group[str(index)]
+        if dataset.shape != shape:
+            raise FileRefused(path, f"{place}/{index} has shape {dataset.shape}, the model needs {shape}")
+        if dataset.dtype.kind not in kinds:
+            raise FileRefused(path, f"{place}/{index} is of type {dataset.dtype}")
+        if dataset.id.get_storage_size() < _nbytes(dataset):
+            raise FileRefused(path, f"{place}/{index} claims to be larger than what is stored of it")
+        yield dataset
+
+
+def _nbytes(dataset: Any) -> int:
+    return int(dataset.size) * int(dataset.dtype.itemsize)

@@ -1,0 +1,100 @@
+"""An executor of one thread that is there only while there is work."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SerialExecutor(Executor):
+    """Runs jobs strictly in the order of their submission, one at a time, on one daemon thread.
+
+    The thread starts with the first job and leaves when none is left, so an idle executor holds nothing.
+    Unlike those of the standard library, its thread is never joined by the interpreter at exit: a job that
+    hangs cannot keep a process alive. ``submit`` may be called from any thread, also from a job. A future can
+    be cancelled until its job starts.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._lock = threading.Lock()
+        self._running = False
+        self._closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queues ``fn(*args, **kwargs)``.
+
+        Returns:
+            Its future. If the thread could not be started, the future holds that error.
+
+        Raises:
+            RuntimeError: after :meth:`shutdown`.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"the executor {self.name!r} was shut down")
+            self._jobs.append((future, lambda: fn(*args, **kwargs)))
+            failed = None if self._running else self._start()
+        if failed is not None:
+            future.set_exception(failed)  # outside the lock: a callback of the future may submit again
+        return future
+
+    def _start(self) -> RuntimeError | None:
+        # Under the lock. Whoever finds no thread running starts one, and the thread decides under the same
+        # lock that it leaves: so no job can be queued between its last look and its leaving.
+        try:
+            threading.Thread(target=self._work, name=self.name, daemon=True).start()
+        except RuntimeError as error:  # the process has no thread left to give, or the interpreter is ending
+            self._jobs.clear()
+            return error
+        self._running = True
+        return None
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._running = False
+                    return
+                future, job = self._jobs.popleft()
+            _run(future, job)
+            del future, job  # a result must not live until the next job comes
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Refuses new jobs. With ``wait``, returns when the queued ones are done."""
+        with self._lock:
+            self._closed = True
+            waiting = [future for future, _ in self._jobs]
+            last: Future[None] = Future()
+            if self._running and wait:
+                self._jobs.append((last, lambda: None))
+            else:
+                last.set_result(None)
+        if cancel_futures:
+            for future in waiting:
+                future.cancel()
+        last.result()
+
+
+def _run(future: Future[Any], job: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
