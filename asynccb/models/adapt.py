@@ -1,0 +1,132 @@
+"""Making the training thread's ``Model`` out of the object that a user gave."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, cast
+
+from asynccb.errors import ArgumentError
+from asynccb.protocols import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from asynccb.protocols import Batch, Gate, ModelState
+
+_WANTED = "a model is a Sequential, or any object with train_batch(batch) -> dict of logs"
+
+
+def adapt(model: object) -> Model:
+    """What drives ``model``: itself if it is a full ``Model``, else a :class:`BareModel` around it.
+
+    Args:
+        model: a ``Sequential``, or an object with ``train_batch(batch)``; ``test_batch``, ``predict_batch``,
+            ``capture``, ``metrics_names``, ``direction``, ``check_data`` and ``check_ready`` are used where
+            it has them.
+
+    Raises:
+        ArgumentError: for a class in place of an instance, and for objects that cannot train.
+    """
+    if isinstance(model, type):
+        raise ArgumentError("model", model, "is a class, not an instance", f"Write {model.__name__}(...)")
+    if isinstance(model, Model):
+        return model
+    if not callable(getattr(model, "train_batch", None)):
+        raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
+    return cast("Model", BareModel(model))
+
+
+class BareModel:
+    """The ``Model`` around an object that has little more than ``train_batch``.
+
+    Attributes:
+        user_model: the object.
+        has_test: whether it has ``test_batch``.
+        has_predict: whether it has ``predict_batch``.
+        has_capture: whether it has ``capture``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.user_model = model
+        self._train: Callable[..., Mapping[str, Any]] = model.train_batch
+        self._gated = _takes_before_update(self._train)
+        self.has_test = callable(getattr(model, "test_batch", None))
+        self.has_predict = callable(getattr(model, "predict_batch", None))
+        self.has_capture = callable(getattr(model, "capture", None))
+
+    @property
+    def metrics_names(self) -> Sequence[str]:
+        """The object's own, else empty: not known before it trains."""
+        return tuple(getattr(self.user_model, "metrics_names", None) or ())
+
+    def check_ready(self, training: bool) -> None:
+        """Asks the object's own ``check_ready``, if it has one."""
+        own = getattr(self.user_model, "check_ready", None)
+        if callable(own):
+            own(training)
+
+    def check_data(
+        self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True
+    ) -> None:
+        """Asks the object's own ``check_data``, if it has one."""
+        own = getattr(self.user_model, "check_data", None)
+        if callable(own):
+            own(x, y, sample_weight, name=name, training=training)
+
+    def direction(self, metric: str) -> str | None:
+        """The object's own answer; without one ``"min"`` for ``loss`` and ``val_loss``, else None."""
+        own = getattr(self.user_model, "direction", None)
+        if callable(own):
+            return cast("str | None", own(metric))
+        return "min" if metric in ("loss", "val_loss") else None
+
+    def train_batch(self, batch: Batch, before_update: Gate | None = None) -> Mapping[str, Any]:
+        """One update; a ``train_batch`` without ``before_update`` is gated as a whole, before it begins."""
+        if self._gated:
+            return self._train(batch, before_update=before_update)
+        if before_update is not None:
+            before_update()
+        return self._train(batch)
+
+    def test_batch(self, batch: Batch) -> Mapping[str, Any]:
+        """The logs of a batch without an update.
+
+        Raises:
+            ArgumentError: if the object has no ``test_batch``.
+        """
+        self.require(
+            "test_batch", self.has_test, "to validate and to evaluate", "test_batch(batch) -> dict of logs"
+        )
+        return cast("Mapping[str, Any]", self.user_model.test_batch(batch))
+
+    def predict_batch(self, batch: Batch) -> Any:
+        """The outputs for a batch.
+
+        Raises:
+            ArgumentError: if the object has no ``predict_batch``.
+        """
+        self.require("predict_batch", self.has_predict, "to predict", "predict_batch(batch) -> outputs")
+        return self.user_model.predict_batch(batch)
+
+    def capture(self) -> ModelState:
+        """A copy of the object's state.
+
+        Raises:
+            ArgumentError: if the object has no ``capture``.
+        """
+        shown = "capture() -> an object with arrays, save(path) and to_model()"
+        self.require("capture", self.has_capture, "for snapshots and checkpoints", shown)
+        return cast("ModelState", self.user_model.capture())
+
+    def require(self, method: str, present: bool, purpose: str, shown: str) -> None:
+        """Raises ArgumentError saying what to add, unless it is present."""
+        if not present:
+            raise ArgumentError("model", self.user_model, f"{method} is needed {purpose}", f"Add {shown}")
+
+
+def _takes_before_update(train_batch: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(train_batch).parameters.values()
+    except (TypeError, ValueError):
+        return False  # compiled methods may tell no signature
+    return any(p.name == "before_update" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,83 @@
+"""Embedding: whole numbers become rows of a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asynccb.models import initializers
+from asynccb.models.arrays import aligned
+from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asynccb.models.arrays import Array
+    from asynccb.models.layers.base import Shape
+
+
+class Embedding(Layer):
+    """Looks up each whole number of its input in a trainable table. Only as the first layer.
+
+    Args:
+        input_dim: rows of the table; inputs lie in ``0 .. input_dim - 1``.
+        output_dim: length of each row.
+        embeddings_initializer: name of an initializer.
+        input_length: the same as ``input_shape=(input_length,)``.
+        input_shape: see :class:`Layer`.
+        name: see :class:`Layer`.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        embeddings_initializer: str = "uniform",
+        input_length: int | None = None,
+        input_shape: Sequence[int] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(
+            name, input_shape if input_length is None else (whole("input_length", input_length),)
+        )
+        self.input_dim = whole("input_dim", input_dim)
+        self.output_dim = whole("output_dim", output_dim)
+        self.embeddings_initializer = embeddings_initializer
+        initializers.get(embeddings_initializer, "embeddings_initializer")
+
+    def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
+        return [WeightSpec("embeddings", (self.input_dim, self.output_dim), self.embeddings_initializer)]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (*input_shape, self.output_dim)
+
+    def operations(self) -> list[Operation[Any]]:
+        return [_Look(self.weights[0])]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "input_dim": self.input_dim,
+            "output_dim": self.output_dim,
+            "embeddings_initializer": self.embeddings_initializer,
+        }
+
+
+class _Look(Operation["Array"]):
+    def __init__(self, table: Weight) -> None:
+        super().__init__()
+        self._table, self._g_table = table.value, table.grad
+
+    def allocate(self, shape: Any, dtype: Any) -> Array:
+        return aligned((*shape, self._table.shape[1]), dtype)
+
+    def infer(self, x: Array) -> Array:
+        self._x = x
+        return np.take(self._table, x, axis=0, out=self.buffers(x.shape, self._table.dtype), mode="raise")
+
+    def back(self, g: Array) -> Array:
+        table = self._g_table
+        assert table is not None, "the model prepares the gradients before it trains"
+        table.fill(0.0)
+        np.add.at(table, self._x.reshape(-1), g.reshape(-1, table.shape[1]))
+        return g

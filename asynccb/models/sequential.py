@@ -1,0 +1,326 @@
+"""Sequential: a stack of layers on numpy, trained one batch at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asynccb.errors import ArgumentError
+from asynccb.models import checking, config, files, losses, optimizers
+from asynccb.models import metrics as metrics_room
+from asynccb.models.layers import Embedding
+from asynccb.models.layers.base import whole
+from asynccb.models.stack import Stack
+from asynccb.models.state import OptimizerState, SequentialState
+from asynccb.models.step import Step
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from asynccb.models.arrays import Array
+    from asynccb.models.layers import Layer
+    from asynccb.models.optimizers import Optimizer
+    from asynccb.protocols import Batch, Gate
+
+    Shape = tuple[int, ...]
+
+
+class Sequential(Stack):
+    """A linear stack of layers; it satisfies ``asynccb.protocols.Model`` itself.
+
+    Args:
+        layers: layers to add at once.
+        name: default ``"sequential"``.
+        seed: initial weights and dropout come from it alone; equal seeds give equal bytes. None draws one.
+        dtype: ``"float32"`` or ``"float64"``, of weights and computation.
+
+    Attributes:
+        layers: the layers, in order.
+        optimizer: set by :meth:`compile`; its ``lr`` and ``learning_rate`` are one settable float.
+        stop_training: set it True from a callback to end the training after the batch.
+        training_thread: identity of the thread that trains the model, None outside of trainings. While it is
+            set, other threads are refused with ``ModelBusy`` instead of getting half-updated weights.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer] | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.optimizer: Optimizer | None = None
+        self.stop_training = False
+        self._loss: losses.Loss | None = None
+        self._metrics: tuple[str, ...] = ()
+        self._compiled: config.Compiled | None = None
+        self._step: Step | None = None
+        super().__init__(layers, name, seed, dtype)
+
+    def _unbind(self) -> None:
+        super()._unbind()
+        self._step = None
+
+    def compile(
+        self,
+        optimizer: str | Optimizer = "rmsprop",
+        loss: str | None = None,
+        metrics: Sequence[str] | None = None,
+    ) -> None:
+        """Says how to train.
+
+        Args:
+            optimizer: a name (``sgd``, ``rmsprop``, ``adagrad``, ``adam``, ``adamw``) or an optimizer.
+            loss: a name, such as ``"categorical_crossentropy"`` or ``"mse"``.
+            metrics: names; ``"acc"`` and ``"accuracy"`` become the accuracy that fits the loss. A name is the
+                key in the logs as it is given.
+
+        Raises:
+            ArgumentError: for unknown names; it suggests the nearest ones.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("compile")
+        if loss is None:
+            raise ArgumentError(
+                "loss", loss, "a loss is needed", 'For example loss="categorical_crossentropy"'
+            )
+        names = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
+        chosen, found = losses.get(loss), optimizers.get(optimizer)
+        metrics_room.check(names)
+        found.claim(self)
+        self.optimizer, self._loss, self._metrics = found, chosen, names
+        self._compiled = config.compiled_of(found, loss, names)
+        self._step = None
+
+    def _ready_step(self, x: Any = None) -> Step:
+        if self._step is None:
+            self.check_ready(training=True)
+            if x is not None and not self.built:
+                self._build(checking.sample_shape(np.shape(x), None))
+            assert self._loss is not None
+            assert self.optimizer is not None
+            network, shape = self._ready_network(), self._output_shape
+            assert shape is not None
+            self._step = Step(network, shape, self._loss, self._metrics, self.optimizer)
+        return self._step
+
+    # -- the Model protocol
+    # ---------------------------------------------------------------------------------------
+
+    @property
+    def user_model(self) -> Sequential:
+        """The model itself."""
+        return self
+
+    @property
+    def metrics_names(self) -> list[str]:
+        """The keys of a batch's logs: ``loss`` first, then the metrics as named in :meth:`compile`."""
+        return [] if self._loss is None else metrics_room.log_names(self._metrics)
+
+    def direction(self, metric: str) -> str | None:
+        """``"min"`` for losses, ``"max"`` for accuracies (``val_`` or not), None for other names."""
+        return metrics_room.direction(metric)
+
+    def check_ready(self, training: bool) -> None:
+        """Refuses a model that cannot be used as it stands.
+
+        Args:
+            training: whether it is to be trained or evaluated (needs a compile), or only to predict.
+
+        Raises:
+            ArgumentError: saying what is missing.
+        """
+        if not self.layers:
+            raise ArgumentError(
+                "model", self, "has no layers", "Add some: model.add(Dense(10, input_dim=64))"
+            )
+        if training and self._loss is None:
+            fix = 'For example model.compile(optimizer="rmsprop", loss="categorical_crossentropy")'
+            raise ArgumentError("model", self, "is not compiled", fix)
+
+    def check_data(
+        self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True
+    ) -> None:
+        """Refuses data that the model can never take; reads shapes, dtypes and the range of class numbers.
+
+        A model whose input shape is unknown is built for the samples in ``x``.
+
+        Args:
+            x: samples.
+            y: targets; None only where ``training`` is False.
+            sample_weight: one number per sample, or None.
+            name: what the caller calls ``x``.
+            training: whether targets are needed (training and evaluation).
+
+        Raises:
+            ArgumentError: naming the argument, what was given and what is wanted.
+        """
+        self.check_ready(training)
+        first = self.layers[0]
+        classes = first.input_dim if isinstance(first, Embedding) else None
+        x = checking.check_inputs(x, self._input_shape, classes, name)
+        if not self.built:
+            self._build(checking.sample_shape(x.shape, None))
+        target = "y" if name == "x" else f"{name}'s y"
+        if y is not None and self._loss is not None:
+            assert self._output_shape is not None
+            checking.check_targets(y, len(x), self._output_shape, self._loss, target)
+        elif training:
+            raise ArgumentError(target, y, "targets are needed to train and to evaluate")
+        if sample_weight is not None:
+            checking.check_weights(sample_weight, len(x))
+
+    def train_batch(self, batch: Batch, before_update: Gate | None = None) -> dict[str, float]:
+        """One update.
+
+        Args:
+            batch: ``x``, ``y`` and optionally ``sample_weight``.
+            before_update: called once, right before the parameters are overwritten.
+
+        Returns:
+            ``loss`` and metrics of this batch before the update, Python floats.
+        """
+        step = self._step or self._ready_step(batch.x)
+        return step.train(self._input(batch.x), batch.y, batch.sample_weight, before_update)
+
+    def test_batch(self, batch: Batch) -> dict[str, float]:
+        """``loss`` and metrics of a batch, without dropout and without an update."""
+        step = self._step or self._ready_step(batch.x)
+        return step.test(self._input(batch.x), batch.y, batch.sample_weight)
+
+    def predict_batch(self, batch: Batch) -> Array:
+        """The outputs for a batch; a new array."""
+        if not self.built:
+            self._build(checking.sample_shape(np.shape(batch.x), None))
+        with np.errstate(all="ignore"):
+            return self._ready_network().predict(self._input(batch.x)).copy()
+
+    def capture(self) -> SequentialState:
+        """A copy of weights, optimizer state and random streams; legal between two batches only."""
+        self._check_free("capture")
+        network, optimizer = self._ready_network(), None
+        if self.optimizer is not None and self._compiled is not None:
+            self._ready_step()
+            own = self.optimizer
+            slots = {slot: flat.copy() for slot, flat in own.slots.items()}
+            optimizer = OptimizerState(own.iterations, own.learning_rate, slots, own.slots_by_variable)
+        return SequentialState(
+            config=self.get_config(),
+            compiled=self._compiled,
+            layout=files.layout_of(self.layers),
+            params=network.params.copy(),
+            frozen=network.frozen.copy(),
+            optimizer=optimizer,
+            random={
+                layer.name: state for layer in self.layers if (state := layer.random_state()) is not None
+            },
+            rebuild=type(self)._from_state,
+        )
+
+    @classmethod
+    def _from_state(cls, state: SequentialState) -> Sequential:
+        model = cls.from_config(state.config)
+        model._restore(state)
+        return model
+
+    def _restore(self, state: SequentialState) -> None:
+        network = self._ready_network()
+        np.copyto(network.params, state.params)
+        np.copyto(network.frozen, state.frozen)
+        for layer in self.layers:
+            if layer.name in state.random:
+                layer.set_random_state(state.random[layer.name])
+        if state.compiled is None or state.optimizer is None:
+            return
+        compiled = state.compiled
+        self.compile(optimizers.from_config(compiled.optimizer), compiled.loss, compiled.metrics)
+        self._ready_step()
+        assert self.optimizer is not None
+        self.optimizer.learning_rate = state.optimizer.learning_rate
+        self.optimizer.iterations = state.optimizer.iterations
+        for slot, flat in state.optimizer.slots.items():
+            np.copyto(self.optimizer.slots[slot], flat)
+
+    # -- what people call
+    # -----------------------------------------------------------------------------------------
+
+    def predict(self, x: Any, batch_size: int = 32) -> Array:
+        """The outputs for all samples; blocks.
+
+        Args:
+            x: samples on axis 0.
+            batch_size: samples computed at a time.
+
+        Raises:
+            ArgumentError: for data of the wrong shape.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("predict")
+        self.check_data(x, None, None, training=False)
+        x, size = np.asarray(x), whole("batch_size", batch_size)
+        network = self._ready_network()
+        assert self._output_shape is not None
+        out = np.empty((len(x), *self._output_shape), self._dtype)
+        with np.errstate(all="ignore"):
+            for start in range(0, len(x), size):
+                out[start : start + size] = network.predict(self._input(x[start : start + size]))
+        return out
+
+    def evaluate(self, x: Any, y: Any, batch_size: int = 32, sample_weight: Any = None) -> dict[str, float]:
+        """``loss`` and metrics, means over all samples; blocks.
+
+        Raises:
+            ArgumentError: for data that does not fit, or a model that is not compiled.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("evaluate")
+        self.check_data(x, y, sample_weight)
+        x, y, size = np.asarray(x), np.asarray(y), whole("batch_size", batch_size)
+        weights = None if sample_weight is None else np.asarray(sample_weight)
+        step, sums = self._ready_step(), dict.fromkeys(self.metrics_names, 0.0)
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            chosen = None if weights is None else weights[part]
+            samples = self._input(x[part])
+            for key, value in step.test(samples, y[part], chosen).items():
+                sums[key] += value * len(samples)
+        return {key: total / max(1, len(x)) for key, total in sums.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the whole model, with optimizer state, as an HDF5 file that Keras 3 opens too; see
+        ``load_model``.
+
+        Raises:
+            ArgumentError: if ``path`` ends in anything but ``.h5``, ``.hdf5`` or ``.weights.h5``.
+            CheckpointWriteError: if it could not be written; the file that stood there before is untouched.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("save")
+        self.capture().save(path)
+
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Like :meth:`save`, without the optimizer and without how the model was compiled."""
+        self._check_free("save_weights")
+        self.capture().save(path, weights_only=True)
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Overwrites all weights by those of a file; the optimizer is left as it is.
+
+        Raises:
+            FileRefused: for a file that is damaged, not safe, or of other shapes; nothing is changed then.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("load_weights")
+        self._ready_network()
+        self.set_weights(files.load_weights(path, files.layout_of(self.layers)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Live buffers and bound calls stay behind: a copy is rebuilt from config, as a file would be.
+        return {"config": self.get_config(), "state": self.capture() if self.built else None}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        self.__dict__.update(vars(type(self).from_config(pickled["config"])))
+        if pickled["state"] is not None:
+            self._restore(pickled["state"])

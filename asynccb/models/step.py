@@ -1,0 +1,104 @@
+"""One batch of a compiled model: forward, loss, metrics, backward, the gate, the update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asynccb.models import metrics as metrics_room
+from asynccb.models.heads import head_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from asynccb.models.arrays import Array
+    from asynccb.models.losses import Loss
+    from asynccb.models.network import Network
+    from asynccb.models.optimizers import Optimizer
+
+
+class Step:
+    """A network with its head, metrics and optimizer.
+
+    Args:
+        network: the bound layers.
+        output_shape: shape of one sample's output.
+        loss: what is minimized.
+        metrics: names of metrics.
+        optimizer: built on the network's arrays by this constructor.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        output_shape: tuple[int, ...],
+        loss: Loss,
+        metrics: Sequence[str],
+        optimizer: Optimizer,
+    ) -> None:
+        self._network = network
+        self._head, fused = head_for(loss, network.last_activation)
+        network.leave_out_last(fused)
+        self._sparse = loss.sparse
+        self._outputs = output_shape[-1]
+        self._dtype = network.params.dtype
+        keys = metrics_room.log_names(metrics)[1:]
+        self._metrics = [
+            (key, metrics_room.resolve(name, loss, self._outputs))
+            for key, name in zip(keys, metrics, strict=True)
+        ]
+        self._optimizer = optimizer
+        optimizer.build(network.params, network.grads)
+
+    def train(
+        self, x: Array, y: Any, sample_weight: Any, before_update: Callable[[], None] | None
+    ) -> dict[str, float]:
+        """One update. ``before_update`` is called once, right before parameters are overwritten."""
+        # A diverging model overflows; that is for the callbacks to see in the loss, not for a warning per
+        # batch.
+        with np.errstate(all="ignore"):
+            network = self._network
+            logs = self._logs(network.forward(x), y, sample_weight)
+            network.backward(self._gradient())
+            if before_update is not None:
+                before_update()
+            self._optimizer.update()
+            for commit in network.commits:
+                commit()
+        return logs
+
+    def test(self, x: Array, y: Any, sample_weight: Any) -> dict[str, float]:
+        """Loss and metrics without an update."""
+        with np.errstate(all="ignore"):
+            return self._logs(self._network.evaluate(x), y, sample_weight)
+
+    def _logs(self, z: Array, y: Any, sample_weight: Any) -> dict[str, float]:
+        self._shape = z.shape
+        if z.ndim != 2:
+            z = z.reshape(-1, self._outputs)
+        targets = self._targets(y, z)
+        head = self._head
+        logs = {"loss": head.forward(targets, z, self._weights(sample_weight, len(z)))}
+        for key, metric in self._metrics:
+            logs[key] = metric(targets, head.prediction)
+        return logs
+
+    def _gradient(self) -> Array:
+        g = self._head.backward()
+        return g if len(self._shape) == 2 else g.reshape(self._shape)
+
+    def _targets(self, targets: Any, z: Array) -> Array:
+        y: Array = np.asarray(targets)
+        if self._sparse:
+            y = y.reshape(-1)
+            return y if y.dtype.kind in "iu" else y.astype(np.intp)
+        if y.dtype != self._dtype:
+            y = y.astype(self._dtype)
+        return y if y.shape == z.shape else y.reshape(z.shape)
+
+    def _weights(self, sample_weight: Any, rows: int) -> Array | None:
+        if sample_weight is None:
+            return None
+        weights = np.asarray(sample_weight, self._dtype).reshape(-1)
+        return weights if len(weights) == rows else np.repeat(weights, rows // max(1, len(weights)))
