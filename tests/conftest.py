@@ -31,10 +31,17 @@ import pytest
 import pytest_asyncio
 from blockbuster import BlockBuster
 from blockbuster.blockbuster import BlockBusterFunction
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import FrameType
+
+# The same examples on every host, and no measure of time: a busy host is not a wrong result.
+settings.register_profile(
+    "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 GRACE = 2.0
 """Seconds in which a thread or a file that is just ending may end."""
