@@ -18,28 +18,29 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 
 # ---------------------------------------------------------------- the picture
 #
-#     cli                                                     guests: the command line
+#     cli                                              guests: the command line
 #      |
-#     trainer ── run ── ending     testing                    owns one training; doubles for tests
-#      |
-#     engines     bus          callbacks/*                    who drives · who delivers · who reacts
-#      |           |               |
-#     training     |            storage                       what happens on the training thread · files
-#      |           |               |
-#      |        models ── storage  |                          Sequential, adapters
-#      |           |               |
-#     protocols · events · errors · text                      the ground floor
+#     trainer ── run ── driver ── ending, claims        owns one training, its tasks, its thread, its end
+#      |          |        |
+#     models   engines    bus ─────────┐                who drives · who delivers
+#      |          |        |           |
+#      |          |     training    callbacks/*         what happens on the training thread · who reacts
+#      |          |        |           |
+#      └──────────┼────────┼────── storage              atomic files, HDF5
+#                 |        |           |
+#         protocols · events · errors · text            the ground floor
 #
-# One line a room: what it may import besides itself. A dotted name is one module of a room.
+# One line a room, from bottom to top: what it may import besides itself. A dotted name is one module of a room.
 
 GROUND = ["errors", "events", "protocols", "text"]
+PARTS = [*GROUND, "callbacks", "training", "bus", "engines"]
 
 MAY_IMPORT: dict[str, list[str]] = {
     # the ground floor
     "errors": [],
+    "text": ["errors"],
     "events": ["errors"],
     "protocols": ["errors", "events"],
-    "text": ["errors"],
     # rooms that know nothing of a run
     "storage": GROUND,
     "models": [*GROUND, "storage"],
@@ -49,22 +50,14 @@ MAY_IMPORT: dict[str, list[str]] = {
     "bus": [*GROUND, "callbacks.base", "callbacks.hooks", "training.control"],
     "engines": GROUND,
     # one training, as a whole
-    "ending": [*GROUND, "callbacks", "training", "bus", "engines"],
-    "run": [*GROUND, "callbacks", "training", "bus", "engines", "ending"],
-    "trainer": [*GROUND, "callbacks", "models", "training", "bus", "engines", "ending", "run"],
-    "testing": [*GROUND, "callbacks", "bus", "training", "run", "trainer"],
-    # guests
-    "cli": [
-        *GROUND,
-        "callbacks",
-        "models",
-        "training",
-        "bus",
-        "engines",
-        "ending",
-        "run",
-        "trainer",
-    ],
+    "claims": GROUND,
+    "ending": [*GROUND, "training.control"],
+    "driver": [*GROUND, "training", "bus", "ending"],
+    "run": [*PARTS, "claims", "ending", "driver"],
+    "trainer": [*PARTS, "models", "claims", "ending", "driver", "run"],
+    # doubles for tests of users, and the guests
+    "testing": [*PARTS, "run", "trainer"],
+    "cli": [*PARTS, "models", "run", "trainer"],
     "__main__": ["cli"],
 }
 
