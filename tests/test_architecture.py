@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 #
 #     cli                                              guests: the command line
 #      |
-#     trainer ── run ── driver ── ending, claims        owns one training, its tasks, its thread, its end
+#     trainer ── run ── supervisor, driver ── ending    owns one training, its tasks, its thread, its end
 #      |          |        |
 #     models   engines    bus ─────────┐                who drives · who delivers
 #      |          |        |           |
@@ -30,7 +30,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 #                 |        |           |
 #         protocols · events · errors · text            the ground floor
 #
-# One line a room, from bottom to top: what it may import besides itself. A dotted name is one module of a room.
+# A line for each room, from bottom to top: what it may import besides itself. `a.b` is one module of a room.
 
 GROUND = ["errors", "events", "protocols", "text"]
 PARTS = [*GROUND, "callbacks", "training", "bus", "engines"]
@@ -53,8 +53,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "claims": GROUND,
     "ending": [*GROUND, "training.control"],
     "driver": [*GROUND, "training", "bus", "ending"],
-    "run": [*PARTS, "claims", "ending", "driver"],
-    "trainer": [*PARTS, "models", "claims", "ending", "driver", "run"],
+    "supervisor": [*GROUND, "bus", "claims", "ending", "driver"],
+    "run": [*PARTS, "claims", "ending", "driver", "supervisor"],
+    "trainer": [*PARTS, "models", "claims", "ending", "driver", "supervisor", "run"],
     # doubles for tests of users, and the guests
     "testing": [*PARTS, "run", "trainer"],
     "cli": [*PARTS, "models", "run", "trainer"],
