@@ -27,15 +27,13 @@ from asynccb.text import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["Monitor", "find_key"]
+__all__ = ["CONDITIONED", "Monitor", "find_key"]
 
 Direction = Literal["min", "max"]
 
 _UPWARD = frozenset({"acc", "accuracy", "auc", "f1", "fmeasure", "precision", "recall"})
 _SPELLINGS = {"acc": "accuracy", "accuracy": "acc"}
-_CONDITIONED = (
-    "{owner} conditioned on metric `{monitor}` which is not available. Available metrics are: {available}"
-)
+CONDITIONED = "conditioned on metric `{monitor}` which is not available. Available metrics are: {available}"
 
 
 def _other_spelling(name: str) -> str | None:
@@ -86,7 +84,7 @@ class Monitor:
         min_delta: float = 0.0,
         owner: str = "EarlyStopping",
         *,
-        missing: str = _CONDITIONED,
+        missing: str = "{owner} " + CONDITIONED,
     ) -> None:
         if not isinstance(monitor, str) or not monitor:
             raise ArgumentError("monitor", monitor, "the name of a metric, such as 'val_loss'")
