@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import numpy as np
-    from numpy.typing import NDArray
 
-    Array = NDArray[Any]
+    from asynccb.events import Logs
 
 
 class Batch(NamedTuple):
@@ -74,6 +73,9 @@ class Model(Protocol):
     def metrics_names(self) -> Sequence[str]:
         """The names in a batch's logs, ``loss`` first. Empty where the model does not tell before it trains."""
 
+    def check_ready(self, *, training: bool) -> None:
+        """Refuses a model that cannot train (or test) yet: not compiled, without layers, without ``test_batch``."""
+
     def check_data(self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True) -> None:
         """Refuses data that the model can never take (shapes, dtypes) with :class:`~asynccb.ArgumentError`."""
 
@@ -101,13 +103,69 @@ class Source(Protocol):
     def samples(self) -> int | None:
         """Samples in one epoch, where known."""
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the data ended in mid-epoch, so that there can be no further epoch."""
+
     def begin(self, epoch: int) -> None: ...
 
     def next(self) -> Batch | None: ...
 
 
-class EmitIndexed(Protocol):
-    def __call__(self, index: int, logs: dict[str, Any]) -> None: ...
+class Emit(Protocol):
+    """One version of the hook table: a function for each kind of event.
+
+    Batch events are None where nobody wants them; the loop then calls ``Host.skip`` in place of building them.
+    """
+
+    epoch_begin: Callable[[int, Logs, int], None]
+    epoch_end: Callable[[int, Logs, int], None]
+    test_begin: Callable[[int, Logs], None]
+    test_end: Callable[[int, Logs], None]
+    batch_begin: EmitBatch | None
+    batch_end: EmitBatch | None
+    test_batch_begin: EmitBatch | None
+    test_batch_end: EmitBatch | None
+    predict_batch_begin: EmitBatch | None
+    predict_batch_end: EmitBatch | None
+
+
+class EmitBatch(Protocol):
+    def __call__(self, index: int, logs: Logs, epoch: int, step: int, /) -> None: ...
+
+
+class Host(Protocol):
+    """What the loop knows of the world: five verbs and three places to publish where it is.
+
+    No thread, clock or asyncio shows through it. ``stopped`` and ``safe_point`` may leave the loop by a BaseException.
+    """
+
+    epoch: int
+    step: int
+    logs: Mapping[str, Any]
+
+    @property
+    def emit(self) -> Emit:
+        """The present version of the hook table. Looked up for each event: it changes when a reader joins."""
+
+    @property
+    def before_update(self) -> Gate | None:
+        """Called by the model before it overwrites its parameters, where somebody still copies them."""
+
+    def skip(self) -> object:
+        """Takes the number of an event that nobody wants."""
+
+    def next(self, source: Source) -> Batch | None:
+        """The next batch; None at the end of the pass, or where a stop ended the wait for it."""
+
+    def safe_point(self) -> None:
+        """Between two batches: here snapshots are taken and pauses are kept."""
+
+    def stopped(self) -> bool:
+        """Whether to end the training here."""
+
+    def broke_inside(self) -> None:
+        """The model raised inside a batch: its weights may be half updated."""
 
 
 class Engine(Protocol):

@@ -1,0 +1,69 @@
+"""Await a training: asyncio-based concurrent training with callbacks that never make a batch wait.
+
+::
+
+    trainer ── run ── supervisor ── driver ── ending    owns one training: its task, its thread, its end
+       ┌─────────┼──────────────────┐
+    engines     bus            callbacks/*              who drives · who delivers · who reacts
+       │      dispatch, mailbox,    │
+       │      delivery, readers   storage               atomic files, HDF5
+       │         │
+    training: loop, feed, prefetch, snapshot, control   what happens on the training thread
+       │
+     models ── storage                                  Sequential, adapters
+          protocols · events · errors · text            the ground floor
+
+Arrows only go down. A batch ends in ``training/loop.py``; the loop tells its host; the dispatcher runs the inline hooks, in order, on
+the same thread, and puts the event into the mailbox of each callback that wants it; each callback's consumer works at its own
+pace on the event loop. Only ``training/control.py`` goes uphill: stop, pause, cancel and snapshot requests.
+
+Importing this package starts nothing, installs no signal handler, configures no logging and imports no framework.
+"""
+
+from asynccb.callbacks.base import Callback
+from asynccb.callbacks.history import History
+from asynccb.errors import (
+    ArgumentError,
+    AsynccbError,
+    CallbackBusy,
+    CallbackError,
+    CheckpointWriteError,
+    Failure,
+    FileRefused,
+    HookRefused,
+    ModelBusy,
+    ModelError,
+    NotStarted,
+    RunCancelled,
+    SelfWait,
+    TornState,
+)
+from asynccb.events import Gap
+from asynccb.run import Run
+from asynccb.trainer import Trainer
+from asynccb.training.snapshot import Snapshot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "AsynccbError",
+    "Callback",
+    "CallbackBusy",
+    "CallbackError",
+    "CheckpointWriteError",
+    "Failure",
+    "FileRefused",
+    "Gap",
+    "History",
+    "HookRefused",
+    "ModelBusy",
+    "ModelError",
+    "NotStarted",
+    "Run",
+    "RunCancelled",
+    "SelfWait",
+    "Snapshot",
+    "TornState",
+    "Trainer",
+]

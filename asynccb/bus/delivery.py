@@ -1,0 +1,220 @@
+"""One long-lived consumer for each callback: runs its beside-hooks in order, one at a time, and lets no exception out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.bus.mailbox import Mailbox, Marker, Work
+from asynccb.events import BatchBegin, BatchEnd, EpochBegin, EpochEnd, TestBatchBegin, TestBatchEnd
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Awaitable, Callable
+
+    from asynccb.events import Event
+
+__all__ = ["Consumer", "HookFailure"]
+
+SLICE = 0.001
+"""Seconds for which hooks that never suspend may hold the loop before the consumer gives way."""
+STRIDE = 32
+"""Entries between two looks at the clock, while hooks are quick."""
+
+# The kinds whose index and logs stand in fields 1 and 2; they take the tight way.
+_INDEXED = (BatchBegin, BatchEnd, EpochBegin, EpochEnd, TestBatchBegin, TestBatchEnd)
+_CLOSING = frozenset({"on_exception", "on_train_end", "on_test_end", "on_predict_end"})
+
+
+class HookFailure(NamedTuple):
+    """A beside-hook raised ``error``; ``seq`` is the number of its event."""
+
+    consumer: Consumer
+    hook: str
+    seq: int
+    epoch: int | None
+    error: BaseException
+
+
+class Consumer:
+    """The task of one callback.
+
+    Args:
+        name: the callback's name.
+        mailbox: where its entries come from.
+        hooks: its ``async def`` hooks, bound, by hook name.
+        failed: told of every hook that raised; called on the loop.
+        moved: called after entries were handled, so that a thread waiting for room or for this hook can look again.
+        cancelled: called when somebody outside cancels this task, as ``asyncio.run`` does when its main function returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        mailbox: Mailbox,
+        hooks: dict[str, Callable[..., Awaitable[Any]]],
+        *,
+        failed: Callable[[HookFailure], None],
+        moved: Callable[[], None],
+        cancelled: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.mailbox = mailbox
+        self.muted = False
+        self.ended = False
+        self.given_up_at: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._hooks = hooks
+        self._indexed = {kind: hooks[kind.hook] for kind in _INDEXED if kind.hook in hooks}
+        self._failed = failed
+        self._moved = moved
+        self._cancelled = cancelled
+        self._bell: asyncio.Future[None] | None = None
+        self._closed = False
+        self._abandoned = False
+        self._began = perf_counter()
+        self._stride = 1
+
+    def start(self, context: contextvars.Context, name: str) -> asyncio.Task[None]:
+        """Starts the task in ``context``, which all hooks of this callback share."""
+        self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
+        return self.task
+
+    @property
+    def hook(self) -> str:
+        """The hook that is suspended now, or ``""``. Found by walking the chain of awaits, so that it costs the hot path nothing."""
+        awaited: Any = None if self.task is None else self.task.get_coro()
+        while (code := getattr(awaited, "cr_code", None)) is not None and code.co_filename == __file__:
+            awaited = awaited.cr_await
+        return getattr(awaited, "__name__", "") if code is not None else ""
+
+    def wake(self) -> None:
+        """Called on the loop when the mailbox may hold something."""
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    def close(self) -> None:
+        """No entry comes any more: the task ends when it has nothing left to do."""
+        self._closed = True
+        self.wake()
+
+    def mute(self) -> None:
+        """From now on the callback gets its closing hooks only."""
+        self.muted = True
+        self._indexed = {}
+
+    def abandon(self, now: float) -> None:
+        """Time is up: the running hook is cancelled, and nothing after it runs."""
+        self.given_up_at = now
+        self._closed = self._abandoned = True
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
+        try:
+            while True:
+                try:
+                    if not self.mailbox.queue or self._abandoned:
+                        if self._closed:
+                            return
+                        await self._park()
+                        continue
+                    await self._run_some()
+                except asyncio.CancelledError:
+                    if self._abandoned:
+                        return
+                    self._absorb_cancel()
+        finally:
+            self.ended = self.mailbox.idle = True
+            self.mailbox.discard_all()
+            self._moved()
+
+    async def _park(self) -> None:
+        self._bell = asyncio.get_running_loop().create_future()
+        self.mailbox.idle = True
+        # The thread may wait for this very moment (a lockstep hook, the awaitables of train begin).
+        self._moved()
+        try:
+            if not self.mailbox.queue and not self._closed:
+                await self._bell
+        finally:
+            self._bell = None
+            self.mailbox.idle = False
+            self._began = perf_counter()
+
+    async def _run_some(self) -> None:
+        """Up to one stride of entries, then the bookkeeping; this is the hot path of the loop thread."""
+        mailbox = self.mailbox
+        queue, take, indexed = mailbox.queue, mailbox.take, self._indexed
+        left = stride = self._stride
+        began = perf_counter()
+        entry: Any = None
+        try:
+            while left and queue:
+                entry = take()
+                left -= 1
+                hook = indexed.get(entry.__class__)
+                if hook is not None:
+                    await hook(entry[1], entry[2])
+                else:
+                    await self._run_other(entry)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A CancelledError that nobody asked for is the hook's own doing, and so an error like any other: let through,
+            # it would end this task silently.
+            if isinstance(error, asyncio.CancelledError) and _asked_to_cancel():
+                raise
+            self._report(entry, error)
+        finally:
+            mailbox.handled += stride - left
+            self._moved()
+        now = perf_counter()
+        # As many entries before the next look as, at this pace, take half a slice.
+        self._stride = max(1, min(STRIDE, int(SLICE / 2 * stride / (now - began + 1e-9))))
+        if now - self._began > SLICE:
+            await asyncio.sleep(0)
+            self._began = perf_counter()
+
+    async def _run_other(self, entry: Event | Work | Marker | None) -> None:
+        if isinstance(entry, Marker):
+            if not entry.done.done():
+                entry.done.set_result(None)
+        elif isinstance(entry, Work):
+            await self._run_work(entry)
+        elif entry is not None and not (self.muted and entry.hook not in _CLOSING):
+            hook = self._hooks.get(entry.hook)
+            if hook is not None:
+                result = hook(*entry.arguments)
+                if result is not None and hasattr(result, "__await__"):
+                    await result
+
+    async def _run_work(self, work: Work) -> None:
+        if self.muted and work.hook not in _CLOSING:
+            work.discard()
+            return
+        try:
+            await work.coroutine
+        finally:
+            for snapshot in work.snapshots:
+                snapshot.release()
+
+    def _report(self, entry: Event | Work, error: BaseException) -> None:
+        epoch = getattr(entry, "epoch", None)
+        self._failed(HookFailure(self, entry.hook, entry.seq, epoch, error))
+
+    def _absorb_cancel(self) -> None:
+        # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still delivered: the
+        # run turns this into a cancel of its own, and its grace period bounds the rest.
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()
+        self._cancelled(f"the task of {self.name} was cancelled")
+
+
+def _asked_to_cancel() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

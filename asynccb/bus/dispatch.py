@@ -1,0 +1,489 @@
+"""The hook table: which events somebody wants, and what is done on the training thread for each.
+
+``emit.batch_end`` and its like are functions made once for a version of the table, with everything looked up beforehand, or None
+where nobody wants the event; the loop then only takes its number (``skip``). A reader that joins or leaves makes a new version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import itertools
+import threading
+import warnings
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.bus.mailbox import Mailbox, Work
+from asynccb.errors import HookRefused
+from asynccb.events import (
+    BatchBegin,
+    BatchEnd,
+    CheckpointSaved,
+    EpochBegin,
+    EpochEnd,
+    ExceptionRaised,
+    FrozenLogs,
+    Logs,
+    PredictBatchBegin,
+    PredictBatchEnd,
+    TestBatchBegin,
+    TestBatchEnd,
+    TestBegin,
+    TestEnd,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from asynccb.bus.readers import Readers
+    from asynccb.bus.wakeup import Wakeup
+    from asynccb.events import Event
+    from asynccb.training.control import Control
+    from asynccb.training.snapshot import Snapshot
+
+__all__ = ["Dispatcher", "Emit", "Subscriber"]
+
+SLOW = 0.1
+"""Seconds: inline batch hooks that take longer than this are looked at by the slow-callback warning."""
+
+Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
+
+
+class Subscriber:
+    """One callback as the bus sees it."""
+
+    def __init__(
+        self,
+        name: str,
+        callback: Any,
+        inline: dict[str, Callable[..., Any]],
+        beside: dict[str, Callable[..., Any]],
+        mailbox: Mailbox,
+        *,
+        lockstep: bool,
+    ) -> None:
+        self.name = name
+        self.callback = callback
+        self.inline = inline
+        self.beside = beside
+        self.mailbox = mailbox
+        self.lockstep = lockstep
+        self.begun = False
+
+
+class Emit(NamedTuple):
+    """One version of the hook table."""
+
+    epoch_begin: Emitter
+    epoch_end: Emitter
+    batch_begin: Emitter
+    batch_end: Emitter
+    test_begin: Emitter
+    test_end: Emitter
+    test_batch_begin: Emitter
+    test_batch_end: Emitter
+    predict_batch_begin: Emitter
+    predict_batch_end: Emitter
+
+
+_BATCH_KINDS = {
+    "batch_begin": BatchBegin,
+    "batch_end": BatchEnd,
+    "test_batch_begin": TestBatchBegin,
+    "test_batch_end": TestBatchEnd,
+    "predict_batch_begin": PredictBatchBegin,
+    "predict_batch_end": PredictBatchEnd,
+}
+
+
+class InlineFailure(NamedTuple):
+    """An inline hook raised; told to ``failed`` before the exception goes on."""
+
+    subscriber: Subscriber
+    hook: str
+    seq: int
+    epoch: int | None
+    error: BaseException
+
+
+class Dispatcher:
+    """Runs inline hooks and fills mailboxes. Called on the training thread; ``rebuild``, ``commit``, ``silence`` and
+    ``close_beside`` on the loop.
+
+    Args:
+        subscribers: in the order of the callback list.
+        readers: the ring of event streams.
+        wakeup: the way to the loop.
+        control: for the waits of lockstep hooks.
+        failed: told of every inline hook that raised, before the exception goes on.
+        warn: told of a lockstep hook that takes long: (seconds, names of the callbacks, hook).
+    """
+
+    def __init__(
+        self,
+        subscribers: list[Subscriber],
+        readers: Readers,
+        wakeup: Wakeup,
+        control: Control,
+        *,
+        failed: Callable[[InlineFailure], None],
+        warn: Callable[[float, str, str], None],
+    ) -> None:
+        self.subscribers = subscribers
+        self.snapshots = HookSnapshots()
+        self._readers = readers
+        self._wakeup = wakeup
+        self._control = control
+        self._failed = failed
+        self._warn = warn
+        self._numbers = itertools.count()
+        self.skip: Callable[[], int] = self._numbers.__next__
+        """Takes the number of an event that nobody wants, and answers it."""
+        self._numbering = threading.Lock()
+        # One list of hooks for each batch event, shared by all versions of the table so that `silence` reaches them all.
+        self._inline = {
+            kind.hook: [s.inline[kind.hook] for s in subscribers if kind.hook in s.inline]
+            for kind in _BATCH_KINDS.values()
+        }
+        self._clock = SlowHooks()
+        self._closed: set[type[Any]] = set()
+        self._withheld: list[tuple[Subscriber, Event]] = []
+        self.emit = self._build()
+
+    # The table ------------------------------------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """A reader came or went: other events are wanted from now on."""
+        self.emit = self._build()
+
+    def silence(self) -> None:
+        """The run is over though its thread is stuck: nothing that it may still emit reaches an inline hook."""
+        for hooks in self._inline.values():
+            hooks.clear()
+        for subscriber in self.subscribers:
+            subscriber.inline = {}
+
+    @property
+    def taken(self) -> int:
+        """Numbers given to events so far."""
+        return int(repr(self._numbers)[len("count(") : -1])  # the one way to look at a counter without moving it
+
+    def _build(self) -> Emit:
+        return Emit(
+            epoch_begin=self._always(EpochBegin),
+            epoch_end=self._always(EpochEnd),
+            test_begin=self._always(TestBegin),
+            test_end=self._always(TestEnd),
+            **{name: self._per_batch(kind) for name, kind in _BATCH_KINDS.items()},
+        )
+
+    def _per_batch(self, kind: type[Any]) -> Emitter:
+        """The emitter of a batch event: every lookup that can be done beforehand is done here."""
+        hook_name = kind.hook
+        inline = self._inline[hook_name]
+        beside = [s for s in self.subscribers if hook_name in s.beside]
+        lockstep = [s for s in beside if s.lockstep]
+        boxes = tuple((s.mailbox.queue, s.mailbox.limit, s.mailbox) for s in beside)
+        shared = bool(boxes) or self._readers.wanted
+        if not inline and not shared:
+            return None
+        numbers, numbering, ring = self.skip, self._numbering, self._wakeup.ring
+        keep, new, frozen = self._readers.append, tuple.__new__, FrozenLogs
+        run_inline = self._batch_hooks(hook_name, inline)
+
+        def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
+            if inline:
+                run_inline(index, logs, epoch)
+            logs.__class__ = frozen
+            if not shared:
+                numbers()
+                return
+            # Number and ring under one lock: the loop numbers events too (a file has become durable), and the ring holds
+            # them in the order of their numbers.
+            with numbering:
+                event = new(kind, (numbers(), index, logs, epoch, step))
+                keep(event)
+            for queue, limit, box in boxes:
+                queue.append(event)
+                if len(queue) >= limit:
+                    box.overflow(event)
+            ring()
+            if lockstep:
+                self._wait_lockstep(lockstep, hook_name)
+
+        return emit
+
+    def _batch_hooks(self, hook_name: str, inline: list[Any]) -> Callable[[int, Logs, int], None]:
+        snapshots, clock = self.snapshots, self._clock
+
+        def run(index: int, logs: Logs, epoch: int) -> None:
+            hook: Any = None
+            later: list[tuple[Subscriber, Work]] = []
+            began = perf_counter()
+            try:
+                for hook in inline:
+                    result = hook(index, logs)
+                    if result is not None:
+                        self._keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
+            except BaseException as error:
+                self._failed(InlineFailure(self._owner(hook, hook_name), hook_name, self.taken, epoch, error))
+                raise
+            finally:
+                if later:
+                    self._post_later(later, hook_name)
+                if snapshots.taken:
+                    snapshots.forget()
+            if perf_counter() - began > SLOW:
+                clock.notice(hook_name, inline, perf_counter() - began)
+
+        return run
+
+    def _always(self, kind: type[Any]) -> Emitter:
+        """The emitter of an event that is always built: epochs and evaluations."""
+
+        def emit(*fields: Any) -> None:
+            self._run_inline(kind.hook, fields, self.subscribers)
+            self._post(kind, fields, [s for s in self.subscribers if kind.hook in s.beside])
+
+        return emit
+
+    # The ends of a run ----------------------------------------------------------------------------------------------
+
+    def begin(self, kind: type[Any], step: int) -> None:
+        """The first event. A callback has begun once this hook of it was called."""
+        fields = (step, Logs())
+        beside = [s for s in self.subscribers if kind.hook in s.beside]
+        self._run_inline(kind.hook, fields, self.subscribers, begins=True)
+        for subscriber in beside:
+            subscriber.begun = True
+        self._post(kind, fields, beside)
+
+    def wait_begun(self) -> None:
+        """Waits for the awaitables of the first event of all callbacks."""
+        boxes = [s.mailbox for s in self.subscribers]
+        self._control.wait("train begin", lambda: all(box.finished for box in boxes))
+
+    def close(self, kind: type[Any], *fields: Any) -> list[BaseException]:
+        """A closing event, for every callback that has begun. One that raises does not keep it from the rest."""
+        errors: list[BaseException] = []
+        for subscriber in self.subscribers:
+            if subscriber.begun:
+                try:
+                    self._run_inline(kind.hook, fields, [subscriber])
+                except BaseException as error:
+                    errors.append(error)
+        self.close_beside(kind, *fields)
+        return errors
+
+    def close_beside(self, kind: type[Any], *fields: Any) -> None:
+        """The beside half of it; alone, on the loop, where the thread is stuck and inline hooks can never run.
+
+        A callback that listens for durable files gets its last event only by :meth:`release_withheld`: files that are
+        still being written are announced before it closes its books.
+        """
+        with self._numbering:
+            if kind in self._closed:  # a thread that was given up as stuck, and came back
+                return
+            self._closed.add(kind)
+        wanted = [s for s in self.subscribers if s.begun and kind.hook in s.beside]
+        listening = [s for s in wanted if CheckpointSaved.hook in s.beside and kind is not ExceptionRaised]
+        event = self._post(kind, fields, [s for s in wanted if s not in listening])
+        self._withheld = [(s, event) for s in listening]
+
+    def release_withheld(self) -> bool:
+        """Posts what :meth:`close_beside` withheld; False where there was nothing. Called on the loop."""
+        withheld, self._withheld = self._withheld, []
+        for subscriber, event in withheld:
+            subscriber.mailbox.put(event)
+        self._wakeup.flush()
+        return bool(withheld)
+
+    def commit(self, path: str, epoch: int) -> None:
+        """A file has become durable. Called on the loop."""
+        with self._numbering:
+            event = CheckpointSaved(self.skip(), path, epoch)
+            self._readers.append(event)
+        for subscriber in self.subscribers:
+            if subscriber.begun and event.hook in subscriber.beside:
+                subscriber.mailbox.put(event)
+        self._wakeup.flush()
+
+    # What they share ------------------------------------------------------------------------------------------------
+
+    def _run_inline(
+        self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
+    ) -> None:
+        # Fields are (epoch, logs, step), (step, logs) or (exception,): hooks take (epoch, logs), (logs) or (exception).
+        has_epoch = hook_name in ("on_epoch_begin", "on_epoch_end")
+        epoch = fields[0] if has_epoch else None
+        arguments = fields[:2] if has_epoch else fields[-1:]
+        later: list[tuple[Subscriber, Work]] = []
+        try:
+            for subscriber in subscribers:
+                if begins and hook_name not in subscriber.beside:
+                    subscriber.begun = True
+                hook = subscriber.inline.get(hook_name)
+                if hook is None:
+                    continue
+                try:
+                    result = hook(*arguments)
+                    if result is not None:
+                        self._keep_work(subscriber, hook_name, epoch, result, later)
+                except BaseException as error:
+                    self._failed(InlineFailure(subscriber, hook_name, self.taken, epoch, error))
+                    raise
+        finally:
+            self.snapshots.forget()
+            if later:
+                self._post_later(later, hook_name)
+
+    def _post(self, kind: type[Any], fields: tuple[Any, ...], wanted: list[Subscriber]) -> Event:
+        for field in fields:
+            if isinstance(field, Logs):
+                field.freeze()
+        with self._numbering:
+            event: Event = kind(self.skip(), *fields)
+            self._readers.append(event)
+        for subscriber in wanted:
+            self._append(subscriber.mailbox, event)
+        self._wakeup.flush()
+        self._wait_lockstep([s for s in wanted if s.lockstep], kind.hook)
+        return event
+
+    def _keep_work(
+        self,
+        subscriber: Subscriber,
+        hook_name: str,
+        epoch: int | None,
+        result: object,
+        later: list[tuple[Subscriber, Work]],
+    ) -> None:
+        coroutine = as_coroutine(result, f"{subscriber.name}.{hook_name}")
+        if coroutine is not None:
+            snapshots = self.snapshots.of(subscriber.callback)
+            later.append((subscriber, Work(coroutine, hook_name, self.taken, epoch, snapshots)))
+
+    def _post_later(self, later: list[tuple[Subscriber, Work]], hook_name: str) -> None:
+        """Hands over what the inline hooks of one event returned, after all of them have run."""
+        for subscriber, work in later:
+            self._append(subscriber.mailbox, work)
+        self._wakeup.flush()
+        self._wait_lockstep([s for s, _ in later if s.lockstep], hook_name)
+
+    def _append(self, box: Mailbox, entry: Event | Work) -> None:
+        box.queue.append(entry)
+        if len(box.queue) >= box.limit:
+            box.overflow(entry)
+
+    def _wait_lockstep(self, subscribers: list[Subscriber], hook_name: str) -> None:
+        if not subscribers:
+            return
+        boxes = [s.mailbox for s in subscribers]
+        names = ", ".join(s.name for s in subscribers)
+        self._control.wait(
+            "lockstep",
+            lambda: all(box.finished for box in boxes),
+            complain=lambda seconds: self._warn(seconds, names, hook_name),
+            complain_after=self._control.limits.patience,
+        )
+
+    def _owner(self, hook: object, hook_name: str) -> Subscriber:
+        hook = hook.hook if isinstance(hook, _Timed) else hook
+        return next(s for s in self.subscribers if s.inline.get(hook_name) is hook)
+
+
+class HookSnapshots:
+    """The snapshots taken by the inline hooks of the event under way: one copy, a handle for each callback that asks."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Any, Snapshot]] = []
+
+    def take(self, callback: Any, capture: Callable[[], Snapshot]) -> Snapshot:
+        snapshot = self.taken[0][1].another() if self.taken and not self.taken[0][1].released else capture()
+        self.taken.append((callback, snapshot))
+        return snapshot
+
+    def of(self, callback: Any) -> tuple[Snapshot, ...]:
+        return tuple(snapshot for owner, snapshot in self.taken if owner is callback)
+
+    def forget(self) -> None:
+        self.taken.clear()
+
+
+class SlowHooks:
+    """Warns of inline batch hooks that are slow beside the batches, as Keras does, and names the callback.
+
+    Keras 2's rule: the median of the last ten calls is over 0.1 s and over 0.95 of a batch. It is applied to the calls
+    over 0.1 s, of which six among the last ten make such a median. Costs nothing while hooks are quick: the hooks of an
+    event are timed one by one from its first slow call on.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[tuple[float, float]]] = {}
+        self._warned: set[str] = set()
+
+    def notice(self, hook_name: str, hooks: list[Any], seconds: float) -> None:
+        """A call of all inline hooks ``hook_name`` took ``seconds``, which is over 0.1."""
+        seen = self._seen.setdefault(hook_name, [])
+        seen.append((perf_counter(), seconds))
+        if len(seen) == 1:
+            hooks[:] = [_Timed(hook) for hook in hooks]
+        if hook_name in self._warned or len(seen) < 6:
+            return
+        (first, _), (last, _) = seen[-6], seen[-1]
+        hooked = sum(spent for _, spent in seen[-5:])
+        if hooked < 0.95 * ((last - first) - hooked):
+            return
+        self._warned.add(hook_name)
+        slowest = max(hooks, key=lambda timed: timed.spent, default=None)
+        owner = type(getattr(getattr(slowest, "hook", None), "__self__", None)).__name__
+        median = sorted(spent for _, spent in seen[-6:])[3]
+        warnings.warn(
+            f"Method {hook_name}() of {owner} is slow compared to the batch update ({median:f} s). "
+            "Check your callbacks, or make the hook `async def`: then no batch waits for it",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+class _Timed:
+    """An inline hook under observation."""
+
+    __slots__ = ("hook", "spent")
+
+    def __init__(self, hook: Callable[[int, Logs], object]) -> None:
+        self.hook = hook
+        self.spent = 0.0
+
+    def __call__(self, index: int, logs: Logs) -> object:
+        began = perf_counter()
+        try:
+            return self.hook(index, logs)
+        finally:
+            self.spent += perf_counter() - began
+
+
+def as_coroutine(result: object, where: str) -> Coroutine[Any, Any, object] | None:
+    """What an inline hook returned, as a coroutine for the loop; None where it is nothing to await.
+
+    Raises:
+        HookRefused: a Future or Task, which belongs to a loop and is not safe to make on another thread.
+    """
+    if inspect.iscoroutine(result):
+        return result
+    if isinstance(result, (asyncio.Future, concurrent.futures.Future)):
+        raise HookRefused(
+            where,
+            result,
+            f"a {type(result).__name__} made on the training thread is not safe to await",
+            "Return the coroutine itself; the run makes the task",
+        )
+    if hasattr(result, "__await__"):
+        return _await(result)
+    return None
+
+
+async def _await(awaitable: Any) -> object:
+    return await awaitable

@@ -1,0 +1,186 @@
+"""What waits for one callback: order, bound, policy and counts."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.events import EpochEnd, Event
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from asynccb.training.snapshot import Snapshot
+
+__all__ = ["Mailbox", "MailboxStatistics", "Marker", "Work"]
+
+
+class Work(NamedTuple):
+    """The coroutine that an inline hook returned."""
+
+    coroutine: Coroutine[Any, Any, object]
+    hook: str
+    seq: int
+    epoch: int | None
+    snapshots: tuple[Snapshot, ...] = ()
+
+    def discard(self) -> None:
+        """Closes what will never run, and gives back the snapshots that it was to use."""
+        self.coroutine.close()
+        for snapshot in self.snapshots:
+            snapshot.release()
+
+
+class Marker(NamedTuple):
+    """``done`` is set when the consumer has finished everything that lay before it."""
+
+    done: asyncio.Future[None]
+
+
+class MailboxStatistics(NamedTuple):
+    """Counts of one callback's mailbox.
+
+    Attributes:
+        waiting: entries that lie there now.
+        peak: the most that ever lay there when the training looked.
+        handled: entries whose hook has run, also those that raised.
+        dropped: entries dropped by the ``overflow`` policy.
+        held: how often the training waited for room.
+        lost: entries thrown away at the end, because their time was up.
+    """
+
+    waiting: int
+    peak: int
+    handled: int
+    dropped: int
+    held: int
+    lost: int
+
+
+Entry = Event | Work | Marker
+
+_KEPT_HOOKS = frozenset({"on_train_begin", "on_train_end", "on_exception"})
+
+
+class Mailbox:
+    """A bounded queue with a thread's side (``append`` and ``overflow``) and a loop's side (``take``).
+
+    The hot path of the thread is ``queue.append(event)`` and a comparison of ``len(queue)`` with ``limit``; ``overflow`` is
+    called when the limit is reached: the event goes in first.
+
+    Args:
+        owner: the callback's name.
+        policy: ``"wait"``, ``"drop_oldest"`` or ``"latest"``.
+        bound: entries that may wait.
+        wait_for_room: blocks the training thread until the predicate holds.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        policy: str,
+        bound: int,
+        wait_for_room: Callable[[Mailbox, Callable[[], bool]], None],
+    ) -> None:
+        self.owner = owner
+        self.policy = policy
+        self.bound = bound
+        self.queue: deque[Any] = deque()
+        self.idle = True
+        self.handled = 0
+        self.lost = 0
+        self.dropped = 0
+        self.held = 0
+        self.peak = 0
+        # "latest" is looked at with every second entry: what waits is never more than one of each hook.
+        self.limit = {"wait": bound, "drop_oldest": bound + 1, "latest": 2}[policy]
+        self.take: Callable[[], Any] = self.queue.popleft if policy == "wait" else self._take_locked
+        self._wait_for_room = wait_for_room
+        # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue meanwhile. A
+        # mailbox that waits drops nothing, so its consumer takes without a lock.
+        self._dropping = threading.Lock()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that was put here is done, its hooks included. Read by the training thread while it waits."""
+        return self.idle and not self.queue
+
+    def put(self, entry: Entry) -> None:
+        """Appends from the loop: a marker, or the news of a durable file. Never waits."""
+        with self._dropping:  # the training thread may be looking through the queue for what to drop
+            self.queue.append(entry)
+
+    def overflow(self, entry: Event | Work) -> None:
+        """Called on the training thread after ``entry`` was appended and ``limit`` is reached."""
+        self.peak = max(self.peak, len(self.queue))
+        if _always_kept(entry):
+            return
+        if self.policy == "wait":
+            # An epoch end passes the bound, so that closing books is not held by batches; twice the bound holds all.
+            if not isinstance(entry, EpochEnd) or len(self.queue) >= 2 * self.bound:
+                self.held += 1
+                self._wait_for_room(self, self._has_room)
+        elif self.policy == "latest":
+            self._drop_older(entry)
+        else:
+            self._drop_oldest()
+
+    def statistics(self) -> MailboxStatistics:
+        waiting = len(self.queue)
+        return MailboxStatistics(
+            waiting, max(self.peak, waiting), self.handled, self.dropped, self.held, self.lost
+        )
+
+    def discard_all(self) -> int:
+        """Empties the mailbox at the end: coroutines are closed, snapshots released, markers told. Returns what was lost."""
+        lost = 0
+        while (entry := self._take_locked()) is not None:
+            if isinstance(entry, Marker):
+                if not entry.done.done():
+                    entry.done.set_result(None)
+                continue
+            lost += 1
+            if isinstance(entry, Work):
+                entry.discard()
+        self.lost += lost
+        return lost
+
+    def _has_room(self) -> bool:
+        return len(self.queue) <= self.bound // 2
+
+    def _take_locked(self) -> Any:
+        with self._dropping:
+            return self.queue.popleft() if self.queue else None
+
+    def _drop_oldest(self) -> None:
+        with self._dropping:
+            while len(self.queue) > self.bound:
+                at = self._first(lambda entry: not (_always_kept(entry) or isinstance(entry, EpochEnd)))
+                if at is None:  # nothing but epoch ends, which are dropped last
+                    at = self._first(lambda entry: not _always_kept(entry))
+                if at is None:
+                    return
+                self._drop(at)
+
+    def _drop_older(self, newest: Event | Work) -> None:
+        with self._dropping:
+            while (at := self._first(lambda entry: not _always_kept(entry) and entry.hook == newest.hook)) is not None:
+                if self.queue[at] is newest:
+                    return
+                self._drop(at)
+
+    def _first(self, wanted: Callable[[Entry], bool]) -> int | None:
+        return next((at for at, entry in enumerate(self.queue) if wanted(entry)), None)
+
+    def _drop(self, at: int) -> None:
+        entry = self.queue[at]
+        del self.queue[at]
+        self.dropped += 1
+        if isinstance(entry, Work):
+            entry.discard()
+
+
+def _always_kept(entry: Entry) -> bool:
+    return isinstance(entry, Marker) or entry.hook in _KEPT_HOOKS

@@ -1,0 +1,136 @@
+"""Which hooks a callback overrides, and of which kind: asked once, when a run starts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.callbacks.base import Callback
+from asynccb.errors import ArgumentError, HookRefused, in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Hooks", "read_hooks"]
+
+# Hook -> an example of its positional arguments.
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "on_train_begin": ({},),
+    "on_train_end": ({},),
+    "on_epoch_begin": (0, {}),
+    "on_epoch_end": (0, {}),
+    "on_batch_begin": (0, {}),
+    "on_batch_end": (0, {}),
+    "on_train_batch_begin": (0, {}),
+    "on_train_batch_end": (0, {}),
+    "on_test_begin": ({},),
+    "on_test_end": ({},),
+    "on_test_batch_begin": (0, {}),
+    "on_test_batch_end": (0, {}),
+    "on_predict_begin": ({},),
+    "on_predict_end": ({},),
+    "on_predict_batch_begin": (0, {}),
+    "on_predict_batch_end": (0, {}),
+    "on_exception": (Exception(),),
+    "on_checkpoint_saved": ("", 0),
+}
+_NAMES = {1: "logs", 2: "index, logs"}
+_MAY_DIFFER = frozenset({"on_train_begin", "on_checkpoint_saved"})
+
+
+class Hooks(NamedTuple):
+    """The overridden hooks of one callback by the name of the event's hook, bound to the callback."""
+
+    inline: dict[str, Callable[..., Any]]
+    beside: dict[str, Callable[..., Any]]
+
+
+def read_hooks(callback: object) -> Hooks:
+    """Reads the hooks of a callback and refuses what could only fail later, in the middle of a training.
+
+    Raises:
+        ArgumentError: not an instance of Callback.
+        HookRefused: a wrong signature, ``async def`` with ``yield``, or ``def`` and ``async def`` mixed.
+    """
+    if isinstance(callback, type):
+        raise ArgumentError(
+            "callbacks", callback, "instances of Callback, not classes", f"Write {callback.__name__}(...)"
+        )
+    if not isinstance(callback, Callback):
+        raise ArgumentError(
+            "callbacks", callback, "instances of asynccb.Callback", "Derive the class from asynccb.Callback"
+        )
+    inline: dict[str, Callable[..., Any]] = {}
+    beside: dict[str, Callable[..., Any]] = {}
+    for name in _ARGUMENTS:
+        if not _overrides(callback, name):
+            continue
+        hook = getattr(callback, name)
+        _check(callback, name, hook)
+        # Always on the loop, whatever its kind: it is announced by the delivery, not by the training thread.
+        kind = beside if _is_async(hook) or name == "on_checkpoint_saved" else inline
+        kind[name] = hook
+    _refuse_mixture(callback, inline, beside)
+    for side in ("begin", "end"):
+        _settle_batch_hook(side, inline, beside)
+    return Hooks(inline, beside)
+
+
+def _overrides(callback: Callback, name: str) -> bool:
+    return name in vars(callback) or getattr(type(callback), name) is not getattr(Callback, name)
+
+
+def _is_async(hook: Callable[..., Any]) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
+
+
+def _check(callback: Callback, name: str, hook: Callable[..., Any]) -> None:
+    where = f"{type(callback).__name__}.{name}"
+    if not callable(hook):
+        raise HookRefused(where, hook, "a hook must be a function")
+    if inspect.isasyncgenfunction(hook) or inspect.isgeneratorfunction(hook):
+        raise HookRefused(
+            where,
+            hook,
+            "a hook with `yield` is a generator: calling it runs nothing of its body",
+            "Remove the `yield`",
+        )
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):
+        return  # a builtin that does not tell
+    example = _ARGUMENTS[name]
+    try:
+        signature.bind(*example)
+    except TypeError:
+        wanted = {"on_exception": "exception", "on_checkpoint_saved": "path, epoch"}.get(name)
+        wanted = wanted or _NAMES[len(example)]
+        raise HookRefused(
+            where,
+            in_words(f"{name}{signature}"),
+            f"it is called as {name}({wanted}), by position",
+            f"Write `def {name}(self, {wanted})`",
+        ) from None
+
+
+def _refuse_mixture(callback: Callback, inline: dict[str, Any], beside: dict[str, Any]) -> None:
+    plain = sorted(set(inline) - _MAY_DIFFER)
+    awaited = sorted(set(beside) - _MAY_DIFFER)
+    if plain and awaited:
+        raise HookRefused(
+            type(callback).__name__,
+            in_words(f"def {', '.join(plain)}; async def {', '.join(awaited)}"),
+            "the hooks of one callback are all `def` or all `async def`, else two threads run one object at a time",
+            f"Decide in `def` and hand the slow half over: `def {awaited[0]}(self, ...): return self._later(captured)`",
+        )
+
+
+def _settle_batch_hook(side: str, inline: dict[str, Any], beside: dict[str, Any]) -> None:
+    # `on_batch_*` is the old name; where both are overridden the new one alone is called, as in Keras.
+    for hooks in (inline, beside):
+        old = hooks.pop(f"on_batch_{side}", None)
+        if old is not None and f"on_train_batch_{side}" not in {*inline, *beside}:
+            hooks[f"on_train_batch_{side}"] = old

@@ -1,0 +1,135 @@
+"""What runs on the training thread around the loop: opens it, hosts it, closes it, and turns every way out into a value."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from asynccb.ending import Outcome, of_error, of_return
+from asynccb.errors import RunCancelled, TornState
+from asynccb.events import ExceptionRaised, Logs
+from asynccb.training.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asynccb.bus.dispatch import Dispatcher
+    from asynccb.bus.dispatch import Emit as HookTable
+    from asynccb.protocols import Batch, Gate, Model, Source
+    from asynccb.training.control import Control
+    from asynccb.training.programs import Program
+
+__all__ = ["Driver"]
+
+NO_THREAD = -1
+
+
+class Driver:
+    """The host of the loop, and the body of the training thread.
+
+    Args:
+        model: what is trained.
+        program: what is done with it.
+        dispatcher: runs inline hooks and fills mailboxes.
+        control: requests from the loop.
+        equip: gives each callback its run, params and data; called on the thread.
+        fixed: told the outcome as soon as the loop is left, before the closing hooks.
+        left: told the final outcome as the last thing.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        program: Program,
+        dispatcher: Dispatcher,
+        control: Control,
+        *,
+        equip: Callable[[dict[str, Any]], None],
+        fixed: Callable[[Outcome], Any],
+        left: Callable[[Outcome], None],
+    ) -> None:
+        self.epoch = 0
+        self.step = 0
+        self.logs: Mapping[str, Any] = {}
+        self.before_update: Gate | None = None
+        self.ident: int | None = None
+        self._model = model
+        self._program = program
+        self._dispatcher = dispatcher
+        self._control = control
+        self._equip = equip
+        self._fixed = fixed
+        self._left = left
+        # The verbs of the host that belong to others, looked up once.
+        self.skip = dispatcher.skip
+        self.safe_point = control.safe_point
+        self.stopped = control.stopped
+        control.capture = self.capture
+        control.flagged = _stop_flag(model.user_model)
+
+    # The host -------------------------------------------------------------------------------------------------------
+
+    @property
+    def emit(self) -> HookTable:
+        return self._dispatcher.emit
+
+    def next(self, source: Source) -> Batch | None:
+        return source.next()
+
+    def broke_inside(self) -> None:
+        self._control.torn = True
+
+    # The thread -----------------------------------------------------------------------------------------------------
+
+    def __call__(self) -> None:
+        """The body of the thread. Raises nothing: the outcome is a value."""
+        self.ident = threading.get_ident()
+        mark_training(self._model.user_model, self.ident)
+        outcome = self._train()
+        history = self._fixed(outcome)
+        outcome = self._close(outcome, history)
+        self._control.leave()
+        mark_training(self._model.user_model, None)
+        self._left(outcome)
+
+    def capture(self) -> Snapshot:
+        """A copy of the model now; legal on this thread, outside of a batch."""
+        if self._control.torn:
+            raise TornState("the model raised inside a batch, so its weights may be half updated")
+        return Snapshot(self._model.capture(), self.step, self.epoch)
+
+    def _train(self) -> Outcome:
+        try:
+            params = self._program.prepare(self._model)
+            self._equip(params)
+            self._dispatcher.begin(self._program.opening, self.step)
+            self._dispatcher.wait_begun()
+            whole = self._program.tell(self._model, self)
+            return of_return(whole, self._control.stop_reason)
+        except BaseException as error:
+            return of_error(error)
+
+    def _close(self, outcome: Outcome, history: Any) -> Outcome:
+        # From here on nothing is waited for: the drain follows on the loop, and it has its own limits.
+        self._control.closing = True
+        errors: list[BaseException] = []
+        if outcome.way.exception_hook:
+            told = outcome.exception or RunCancelled(outcome.reason, history)
+            errors += self._dispatcher.close(ExceptionRaised, told)
+        errors += self._dispatcher.close(self._program.closing, self.step, Logs())
+        return outcome.with_closing_errors(errors)
+
+
+def mark_training(user_model: Any, thread: int | None) -> None:
+    """Tells a model that knows ``training_thread`` which thread alone may use it now; None: everybody."""
+    if hasattr(user_model, "training_thread"):
+        user_model.training_thread = thread
+
+
+def _stop_flag(user_model: Any) -> Callable[[], bool]:
+    """Resets ``model.stop_training`` and answers how to read it."""
+    try:
+        user_model.stop_training = False
+    except AttributeError:  # __slots__: such a model has no door for callbacks; run.stop is open all the same
+        return lambda: False
+    return lambda: bool(user_model.stop_training)

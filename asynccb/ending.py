@@ -1,0 +1,125 @@
+"""How a training ends: every way out as one row of a table, and the value in which it crosses threads.
+
+=======================  ===========  =============  ============  ================================  =====================
+way out                  open epoch   on_exception   on_train_end  drain                             ``fit``
+=======================  ===========  =============  ============  ================================  =====================
+end                      --           --             yes           no limit                          History
+stop                     ends, no     --             yes           no limit                          History
+                         validation
+cancel                   left open    yes            yes           grace, from the cancel            CancelledError
+inline hook or model     left open    yes            yes           grace                             that exception
+raises
+beside-hook raises       left open    yes            yes           grace for it, no limit for        CallbackError
+                                                                   the others
+stuck after the grace    left open    beside only    beside only   1 s                               as it began
+loop gone                left open    inline only    inline only   none                              nobody listens
+=======================  ===========  =============  ============  ================================  =====================
+
+What an inline hook could not be told is named in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from asynccb.errors import CallbackError, ModelError
+from asynccb.training.control import Interrupt
+
+__all__ = ["Outcome", "Way", "note_all", "of_error", "of_return"]
+
+Kind = Literal["completed", "stopped", "cancelled", "failed"]
+Drain = Literal["no limit", "grace", "grace for the culprit"]
+
+
+class Way(NamedTuple):
+    """One row of the table, as far as it is not the loop's own doing."""
+
+    exception_hook: bool
+    drain: Drain
+
+
+WAYS = {
+    "completed": Way(exception_hook=False, drain="no limit"),
+    "stopped": Way(exception_hook=False, drain="no limit"),
+    "cancelled": Way(exception_hook=True, drain="grace"),
+    "failed": Way(exception_hook=True, drain="grace"),
+    "failed beside": Way(exception_hook=True, drain="grace for the culprit"),
+}
+
+
+class Outcome(NamedTuple):
+    """How a training ended. A value: it is raised in the frame of whoever awaits, never set on a task or a future.
+
+    Attributes:
+        kind: ``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``.
+        reason: in words; ``""`` when it simply completed.
+        exception: what ``fit`` raises, or None.
+        traceback: of the exception, as it was when it left the training thread.
+        way: the row of the table.
+    """
+
+    kind: Kind
+    reason: str
+    exception: BaseException | None
+    traceback: TracebackType | None
+    way: Way
+
+    def with_closing_errors(self, errors: list[BaseException]) -> Outcome:
+        """The same, after closing hooks raised ``errors``: the first becomes the exception where there was none."""
+        if self.kind in ("failed", "cancelled") or not errors:
+            note_all(self.exception, errors)
+            return self
+        note_all(errors[0], errors[1:])
+        reason = f"{type(errors[0]).__name__}: {errors[0]}"
+        return self._replace(
+            kind="failed", reason=reason, exception=errors[0], traceback=errors[0].__traceback__
+        )
+
+    def with_beside_errors(self, errors: list[CallbackError]) -> Outcome:
+        """The same, with the first error in event order as its exception. A cancelled training stays cancelled."""
+        note_all(errors[0], list(errors[1:]))
+        if self.kind == "cancelled":
+            return self
+        return self._replace(kind="failed", reason=str(errors[0]), exception=errors[0], traceback=None)
+
+    def raise_exception(self) -> None:
+        """Raises the exception, if any, with its original traceback: raised many times, it does not grow."""
+        if self.exception is not None:
+            raise self.exception.with_traceback(self.traceback)
+
+
+def note_all(exception: BaseException | None, others: list[BaseException]) -> None:
+    """Adds errors that came beside ``exception`` to it as notes."""
+    if exception is not None:
+        for other in others:
+            exception.add_note(f"Also: {type(other).__name__}: {other}")
+
+
+def of_return(whole: bool, stop_reason: str | None) -> Outcome:
+    """The loop returned: every epoch was trained to its end, or a stop or the end of the data came first."""
+    if whole:
+        return Outcome("completed", "", None, None, WAYS["completed"])
+    return Outcome("stopped", stop_reason or "the data ran out", None, None, WAYS["stopped"])
+
+
+def of_error(error: BaseException) -> Outcome:
+    """Something left the loop as an exception."""
+    if isinstance(error, Interrupt):
+        return _of_interrupt(error)
+    original = error
+    if isinstance(error, (StopIteration, GeneratorExit, asyncio.CancelledError)):
+        # These mean something to `await` itself, so they cannot be raised out of one as what they are.
+        wrapped = ModelError(f"the training raised {type(error).__name__}: {error}")
+        wrapped.__cause__ = error
+        error = wrapped
+    reason = f"{type(original).__name__}: {original}"
+    return Outcome("failed", reason, error, error.__traceback__, WAYS["failed"])
+
+
+def _of_interrupt(interrupt: Interrupt) -> Outcome:
+    if interrupt.cause == "failed":
+        error = interrupt.error
+        return Outcome("failed", interrupt.reason, error, None, WAYS["failed beside"])
+    return Outcome("cancelled", interrupt.reason, None, None, WAYS["cancelled"])

@@ -1,0 +1,5 @@
+"""Where a training runs."""
+
+from asynccb.engines.thread import ThreadEngine
+
+__all__ = ["ThreadEngine"]

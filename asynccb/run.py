@@ -1,0 +1,604 @@
+"""The handle on a training under way.
+
+::
+
+    queued ──► running ⇄ paused ──► closing ──► completed | stopped | cancelled | failed
+      └──────────────────────────────────────► cancelled      (cancelled while queued: no hook runs)
+
+``closing`` begins when the training thread has left its loop: the outcome is fixed, the closing hooks and the drain follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.bus.delivery import Consumer, HookFailure
+from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
+from asynccb.bus.mailbox import Mailbox, Marker
+from asynccb.bus.readers import EventStream, Readers
+from asynccb.bus.wakeup import Wakeup
+from asynccb.claims import Claim
+from asynccb.driver import Driver, mark_training
+from asynccb.ending import Outcome, note_all
+from asynccb.errors import CallbackError, Failure, NotStarted, RunCancelled, SelfWait, TornState
+from asynccb.storage.serial import SerialExecutor
+from asynccb.supervisor import Supervisor
+from asynccb.training.control import Control, Limits, SnapshotRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+    from types import TracebackType
+
+    from asynccb.bus.mailbox import MailboxStatistics
+    from asynccb.callbacks.base import Callback
+    from asynccb.callbacks.history import History
+    from asynccb.callbacks.hooks import Hooks
+    from asynccb.protocols import Engine, Model
+    from asynccb.training.programs import Program
+    from asynccb.training.snapshot import Snapshot
+
+__all__ = ["Run", "RunStatistics", "live_runs"]
+
+logger = logging.getLogger("asynccb")
+
+_numbers = itertools.count(1)
+_inside: contextvars.ContextVar[tuple[Run, ...]] = contextvars.ContextVar("asynccb_inside", default=())
+"""The runs whose hooks or sources we are in, outermost first: awaiting one of them would never end."""
+
+_live: set[Run] = set()
+_final_snapshots = SerialExecutor("asynccb snapshot")
+
+
+def live_runs() -> list[Run]:
+    """The runs of this process that have not ended."""
+    return list(_live)
+
+
+class RunStatistics(NamedTuple):
+    """What a run did so far.
+
+    Attributes:
+        events: numbers given to events, also of those that nobody wanted.
+        callbacks: counts of each callback's mailbox, by the callback's name.
+        waits: for each reason, how often the training thread waited.
+        waited: for each reason, how many seconds it waited in all.
+        snapshots: copies of the model made.
+    """
+
+    events: int
+    callbacks: dict[str, MailboxStatistics]
+    waits: dict[str, int]
+    waited: dict[str, float]
+    snapshots: int
+
+
+class Run:
+    """A training, evaluation or prediction under way; made by :meth:`asynccb.Trainer.start`.
+
+    ``await run`` waits for its end and gives what ``fit`` would return, any number of times and in any number of tasks. Cancelling a
+    task that awaits a run leaves the run alone. ``async with`` waits at the end of a block that ends normally (and resumes a
+    paused run), and cancels the run when the block raises.
+
+    ``state``, ``epoch``, ``step``, ``logs``, ``history``, ``outcome``, ``exception`` and ``stats`` may be read at any time from any thread,
+    and ``stop``, ``cancel``, ``pause`` and ``resume`` may be called from any; none of them blocks or raises.
+
+    Attributes:
+        name: unique among the runs of a process unless you named two alike.
+        history: the :class:`~asynccb.History` that the run fills.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        program: Program,
+        callbacks: list[tuple[Callback, Hooks]],
+        history: History,
+        *,
+        name: str | None = None,
+        engine: Engine,
+        replay: int,
+        limits: Limits,
+        stop_after: float | None = None,
+    ) -> None:
+        self.name = name or f"run-{next(_numbers)}"
+        self.history = history
+        self._loop = asyncio.get_running_loop()
+        self._model = model
+        self._program = program
+        self._claim = Claim(self.name, model.user_model, [callback for callback, _ in callbacks])
+        mark_training(model.user_model, -1)
+        self._limits = limits
+        self._callbacks = callbacks
+        self._outcome: Outcome | None = None
+        self._failures: dict[tuple[str, str], Failure] = {}
+        self._beside_errors: list[tuple[int, CallbackError]] = []
+        self._awaiting = 0
+        self._ended = asyncio.Event()
+        self._snapshots = 0
+        self._open_callbacks = {callback for callback, _ in callbacks}
+        self._context = contextvars.copy_context()
+        self._context.run(_inside.set, (*_inside.get(), self))
+
+        self._wakeup = Wakeup(self._loop, self._deliver)
+        self._control = Control(self._loop.is_closed, self._wakeup.flush, limits)
+        self._readers = Readers(replay, self._readers_changed)
+        subscribers = [
+            self._subscriber(name, callback, hooks)
+            for name, (callback, hooks) in zip(_names(callbacks), callbacks, strict=True)
+        ]
+        self._dispatcher = Dispatcher(
+            subscribers,
+            self._readers,
+            self._wakeup,
+            self._control,
+            failed=self._inline_failed,
+            warn=self._warn_lockstep,
+        )
+        self._driver = Driver(
+            model,
+            program,
+            self._dispatcher,
+            self._control,
+            equip=self._equip,
+            fixed=self._fix,
+            left=self._thread_left,
+        )
+        self._consumers = [
+            Consumer(
+                subscriber.name,
+                subscriber.mailbox,
+                subscriber.beside,
+                failed=self._beside_failed,
+                moved=self._moved,
+                cancelled=self.cancel,
+            )
+            for subscriber in subscribers
+        ]
+        self._supervisor = Supervisor(
+            self.name,
+            self._driver,
+            program,
+            self._consumers,
+            self._dispatcher,
+            self._control,
+            engine,
+            fixed=self._fix,
+            cancel=self.cancel,
+            context=self._context.copy,
+        )
+        self._timer = None
+        if stop_after is not None:
+            self._timer = self._loop.call_later(stop_after, self.stop, f"stop_after {stop_after:g} s")
+        _live.add(self)
+        self._task = self._loop.create_task(self._live(), name=f"asynccb {self.name}", context=self._context)
+
+    # What can be read -------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``queued``, ``running``, ``paused``, ``closing``, ``completed``, ``stopped``, ``cancelled`` or ``failed``."""
+        if self._outcome is not None:
+            return self._outcome.kind if self._ended.is_set() else "closing"
+        if self._control.parked:
+            return "paused"
+        return "queued" if self._driver.ident is None else "running"
+
+    @property
+    def epoch(self) -> int:
+        """The 0-based epoch under way, or the last one."""
+        return self._driver.epoch
+
+    @property
+    def step(self) -> int:
+        """Batches trained so far, over all epochs."""
+        return self._driver.step
+
+    @property
+    def logs(self) -> Mapping[str, Any]:
+        """The newest logs of a batch or an epoch; a copy."""
+        return dict(self._driver.logs)
+
+    @property
+    def outcome(self) -> str | None:
+        """``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``; None until the training has left its loop."""
+        return None if self._outcome is None else self._outcome.kind
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended before its time, in words; None until the training has left its loop."""
+        return None if self._outcome is None else self._outcome.reason
+
+    @property
+    def exception(self) -> BaseException | None:
+        """What awaiting this run raises, or None."""
+        if self._outcome is None:
+            return None
+        if self._outcome.kind == "cancelled":
+            return RunCancelled(self._outcome.reason, self.history)
+        return self._outcome.exception
+
+    @property
+    def stats(self) -> RunStatistics:
+        """Counts of events, mailboxes and waits so far."""
+        return RunStatistics(
+            self._dispatcher.taken,
+            {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
+            dict(self._control.waits),
+            dict(self._control.waited),
+            self._snapshots,
+        )
+
+    # What can be asked ------------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Ends the training after the batch under way: its epoch ends without validation, ``fit`` returns its History.
+
+        The first reason wins; a cancel overrides it. No effect on a run that has ended.
+        """
+        self._control.stop(str(reason))
+
+    def cancel(self, reason: str = "cancelled") -> None:
+        """Ends the training after the batch under way; the epoch is left open.
+
+        ``on_exception`` and ``on_train_end`` run, mailboxes drain for the grace period of 5 s, what is lost then is logged. Who awaits the
+        run gets :class:`~asynccb.RunCancelled`.
+        """
+        if self._ended.is_set():
+            return
+        if self._supervisor.cancelled_at is None:
+            self._supervisor.cancelled_at = time.monotonic()
+        self._control.interrupt_with("cancelled", str(reason))
+        self._poke()
+
+    def pause(self) -> None:
+        """Asks the training to park after the batch under way; ``state`` is ``paused`` once it has."""
+        self._control.pause()
+
+    def resume(self) -> None:
+        """Takes :meth:`pause` back."""
+        self._control.resume()
+
+    async def snapshot(self) -> Snapshot:
+        """A consistent copy of the model at the next safe point: after the batch under way, or at once in a wait or a pause.
+
+        After the end it is the final state. The copy owns its memory; release it when it is big and you are done.
+
+        Raises:
+            NotStarted: the run is still queued.
+            TornState: the model raised inside a batch.
+            ModelBusy: the run has ended and another one has the model now.
+        """
+        if self._driver.ident is None and self._outcome is None:
+            raise NotStarted(f"{self.name} is queued: it has no state of its own yet")
+        answered: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+
+        def set_answer(snapshot: Snapshot | None, error: BaseException | None) -> None:
+            if answered.done():
+                return  # whoever asked was cancelled meanwhile
+            if error is not None:
+                answered.set_exception(error)
+            elif snapshot is not None:
+                answered.set_result(snapshot)
+
+        loop = asyncio.get_running_loop()
+        request = SnapshotRequest(
+            lambda snapshot: _tell(loop, set_answer, snapshot.another(), None),
+            lambda error: _tell(loop, set_answer, None, error),
+        )
+        if self._control.ask(request):
+            return await answered
+        return await self._final_snapshot()
+
+    async def flush(self) -> None:
+        """Waits until every callback has handled all events emitted so far.
+
+        Raises:
+            SelfWait: called from a hook or an async source of this run.
+        """
+        self._refuse_inside("flush()")
+        marks = []
+        for consumer in self._consumers:
+            if not consumer.ended:
+                mark = Marker(self._loop.create_future())
+                consumer.mailbox.put(mark)
+                marks.append(mark.done)
+        self._wakeup.flush()
+        for done in marks:
+            await done
+
+    def events(self, since: int | None = None) -> EventStream:
+        """The run's events as an async iterator that ends after the drain.
+
+        A slow reader never slows the training: where events have left the ring (its size is ``replay`` of ``start``), or were never built
+        because nobody wanted them, it gets a :class:`~asynccb.Gap`.
+
+        Args:
+            since: the ``seq`` of the first event wanted; None: from now on.
+        """
+        return self._readers.open(since, self._dispatcher.taken, lambda: self._refuse_inside("the run's events"))
+
+    def __aiter__(self) -> EventStream:
+        return self.events()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait_as_watcher().__await__()
+
+    async def __aenter__(self) -> Run:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.resume()
+        else:
+            self.cancel(f"its block raised {kind.__name__ if kind else 'an exception'}")
+        cancelled = await self._wait_shielded("the task was cancelled while it waited for the run")
+        if error is None:
+            if cancelled is not None:
+                raise cancelled
+            self._result()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name} {self.state} epoch={self.epoch} step={self.step}>"
+
+    # What callbacks may ask -----------------------------------------------------------------------------------------------
+
+    def snapshot_now(self, callback: Callback) -> Snapshot:
+        """The model at this very moment; legal on the training thread only, which is where inline hooks run.
+
+        Raises:
+            RuntimeError: called on another thread.
+        """
+        if threading.get_ident() != self._driver.ident:
+            raise RuntimeError(
+                f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
+                "elsewhere: `await self.run.snapshot()`"
+            )
+        return self._dispatcher.snapshots.take(callback, self._capture)
+
+    def announce_saved(self, path: str, epoch: int) -> None:
+        """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
+        self._dispatcher.commit(path, epoch)
+
+    def direction(self, metric: str) -> str | None:
+        """``"min"`` or ``"max"`` where the model knows in which direction ``metric`` improves."""
+        return self._model.direction(metric)
+
+    # Waiting for the end --------------------------------------------------------------------------------------------------
+
+    async def _wait_as_watcher(self) -> Any:
+        self._refuse_inside("the run itself")
+        self._awaiting += 1
+        try:
+            await self._ended.wait()
+        finally:
+            self._awaiting -= 1
+        return self._result()
+
+    async def wait_as_owner(self) -> Any:
+        """The wait of ``fit``: cancelling it cancels the run, waits for the end, and then lets the cancellation go on."""
+        self._refuse_inside("the run itself")
+        cancelled = await self._wait_shielded("the task that awaited fit was cancelled")
+        if cancelled is not None:
+            note_all(cancelled, [error for _, error in self._beside_errors])
+            raise cancelled
+        return self._result()
+
+    async def _wait_shielded(self, reason: str) -> asyncio.CancelledError | None:
+        cancelled: asyncio.CancelledError | None = None
+        self._awaiting += 1
+        try:
+            while not self._ended.is_set():
+                try:
+                    await self._ended.wait()
+                except asyncio.CancelledError as error:
+                    cancelled = cancelled or error
+                    self.cancel(reason)
+        finally:
+            self._awaiting -= 1
+        return cancelled
+
+    def _result(self) -> Any:
+        assert self._outcome is not None
+        if self._outcome.kind == "cancelled":
+            raise RunCancelled(self._outcome.reason, self.history)
+        self._outcome.raise_exception()
+        return self.history if self._program.result is None else self._program.result
+
+    def _refuse_inside(self, what: str) -> None:
+        if self in _inside.get():
+            raise SelfWait(f"a hook or source of {self.name} waits for {what}, which waits for that hook to end")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(f"{self.name} belongs to another event loop; await it there")
+
+    # Its life -------------------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        try:
+            outcome = await self._supervisor.run()
+            self._end(outcome)
+        finally:
+            if self._driver.ident is None:  # no thread ever started
+                self._free()
+            self._free()
+            _live.discard(self)
+
+    def _end(self, outcome: Outcome) -> None:
+        errors = [error for _, error in sorted(self._beside_errors, key=lambda item: item[0])]
+        if errors and (outcome.exception is None or isinstance(outcome.exception, CallbackError)):
+            outcome = outcome.with_beside_errors(errors)
+        elif errors:
+            note_all(outcome.exception, list(errors))
+        self._fix(outcome)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakeup.close()
+        self._ended.set()
+        self._readers.close(self._dispatcher.taken)
+        if outcome.kind == "failed" and not self._awaiting:
+            # As text: the exception's traceback would hold the run and all its arrays.
+            logger.error("%s failed and nobody awaits it: %s", self.name, outcome.reason)
+
+    def _fix(self, outcome: Outcome) -> History:
+        self._outcome = outcome
+        self.history.outcome = outcome.kind
+        self.history.reason = outcome.reason
+        self.history.failures = list(self._failures.values())
+        return self.history
+
+    def _thread_left(self, outcome: Outcome) -> None:
+        """The last that happens on the training thread."""
+        stuck = self._supervisor.stuck
+        if not stuck:
+            self._fix(outcome)
+        # Before the loop is told: whoever awaits the run may start the next one on this model at once.
+        self._free()
+        if stuck:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._supervisor.thread_left, outcome)
+        except RuntimeError:
+            unheard = [f"{c.name}: {len(c.mailbox.queue)} events" for c in self._consumers if c.mailbox.queue]
+            logger.error(
+                "%s: the event loop was closed during the training; not delivered: %s",
+                self.name,
+                ", ".join(unheard) or "nothing",
+            )
+            _live.discard(self)
+            self._free()
+
+    def _free(self) -> None:
+        self._claim.let_go()
+        if self._claim.freed:
+            mark_training(self._model.user_model, None)
+            for callback in self._open_callbacks:
+                callback.run = None
+            self._open_callbacks = set()
+
+    def _equip(self, params: dict[str, Any]) -> None:
+        for callback, _ in self._callbacks:
+            callback.run = self
+            callback.validation_data = self._program.validation_data
+            callback.set_model(self._model.user_model)
+            callback.set_params(params)
+
+    def _capture(self) -> Snapshot:
+        self._snapshots += 1
+        return self._driver.capture()
+
+    async def _final_snapshot(self) -> Snapshot:
+        if self._control.torn:
+            raise TornState("the model raised inside a batch, so its weights may be half updated")
+        claim = Claim(f"a snapshot of {self.name}", self._model.user_model, [])
+        claim.let_go()
+        try:
+            return await self._loop.run_in_executor(_final_snapshots, self._capture)
+        finally:
+            claim.let_go()
+
+    # Wiring ---------------------------------------------------------------------------------------------------------------
+
+    def _subscriber(self, name: str, callback: Callback, hooks: Hooks) -> Subscriber:
+        mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
+        return Subscriber(name, callback, hooks.inline, hooks.beside, mailbox, lockstep=callback.lockstep)
+
+    def _deliver(self) -> None:
+        for consumer in self._consumers:
+            if consumer.mailbox.queue:
+                consumer.wake()
+        self._readers.wake()
+
+    def _moved(self) -> None:
+        self._supervisor.moved()
+
+    def _poke(self) -> None:
+        _tell(self._loop, self._supervisor.poke)
+
+    def _readers_changed(self) -> None:
+        self._dispatcher.rebuild()
+
+    def _wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
+        consumer = next(c for c in self._consumers if c.mailbox is mailbox)
+        self._control.wait(
+            "mailbox",
+            has_room,
+            complain=lambda seconds: logger.warning(
+                "%s: the training has waited %.1f s for %s.%s, whose mailbox is full. Make the hook quicker, or choose "
+                'overflow = "drop_oldest" or "latest"',
+                self.name,
+                seconds,
+                mailbox.owner,
+                consumer.hook or "hooks",
+            ),
+            complain_after=self._limits.slow_mailbox,
+        )
+
+    def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
+        logger.warning("%s: the training has waited %.0f s for %s.%s (lockstep)", self.name, seconds, names, hook)
+
+    # Failures -------------------------------------------------------------------------------------------------------------
+
+    def _inline_failed(self, failure: InlineFailure) -> None:
+        self._count_failure(failure.subscriber.name, failure.hook, failure.epoch, failure.error)
+
+    def _beside_failed(self, failure: HookFailure) -> None:
+        name = failure.consumer.name
+        subscriber = next(s for s in self._dispatcher.subscribers if s.name == name)
+        first = self._count_failure(name, failure.hook, failure.epoch, failure.error)
+        policy = subscriber.callback.on_error
+        if policy == "raise":
+            error = CallbackError(name, failure.hook, failure.epoch, self.history)
+            error.__cause__ = failure.error
+            failure.consumer.mute()
+            self._beside_errors.append((failure.seq, error))
+            self._control.interrupt_with("failed", str(error), error)
+            self._poke()
+            return
+        if policy == "disable":
+            failure.consumer.mute()
+        if first:
+            logger.warning(
+                "%s: %s.%s raised %s: %s (on_error=%r)",
+                self.name,
+                name,
+                failure.hook,
+                type(failure.error).__name__,
+                failure.error,
+                policy,
+            )
+
+    def _count_failure(self, name: str, hook: str, epoch: int | None, error: BaseException) -> bool:
+        before = self._failures.get((name, hook))
+        if before is None:
+            self._failures[name, hook] = Failure(name, hook, epoch, error)
+        else:
+            self._failures[name, hook] = before._replace(count=before.count + 1)
+        self.history.failures = list(self._failures.values())
+        return before is None
+
+
+def _names(callbacks: list[tuple[Callback, Hooks]]) -> list[str]:
+    """A name for each callback: its class, numbered from the second of a class on."""
+    counts: dict[str, int] = {}
+    names = []
+    for callback, _ in callbacks:
+        kind = type(callback).__name__
+        counts[kind] = counts.get(kind, 0) + 1
+        names.append(kind if counts[kind] == 1 else f"{kind}#{counts[kind]}")
+    return names
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Calls ``function`` on the loop soon; nothing where the loop is gone, for then nobody listens."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

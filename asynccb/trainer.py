@@ -1,0 +1,311 @@
+"""The entrance: binds a model, checks what it is asked, and starts runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asynccb.callbacks.base import Callback
+from asynccb.callbacks.base_logger import BaseLogger
+from asynccb.callbacks.early_stopping import EarlyStopping
+from asynccb.callbacks.history import History
+from asynccb.callbacks.hooks import Hooks, read_hooks
+from asynccb.callbacks.model_checkpoint import ModelCheckpoint
+from asynccb.callbacks.progbar_logger import ProgbarLogger
+from asynccb.callbacks.tensorboard import TensorBoard
+from asynccb.callbacks.terminate_on_nan import TerminateOnNaN
+from asynccb.engines.thread import ThreadEngine
+from asynccb.errors import ArgumentError
+from asynccb.models.adapt import adapt
+from asynccb.run import Run
+from asynccb.training.arguments import check_count, check_fit, recognise
+from asynccb.training.control import Limits
+from asynccb.training.programs import Evaluate, Fit, Predict
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Iterable, Mapping
+
+    from asynccb.protocols import Engine
+    from asynccb.training.programs import Program
+
+__all__ = ["Trainer"]
+
+REPLAY = 4096
+"""Events kept for readers that come late."""
+
+_ADD_NO_KEYS = (BaseLogger, EarlyStopping, History, ModelCheckpoint, TensorBoard, TerminateOnNaN)
+
+
+class Trainer:
+    """Binds a model; ``await trainer.fit(...)`` trains it in a worker thread while the event loop stays free.
+
+    Args:
+        model: a :class:`asynccb.models.Sequential`, or any object with ``train_batch(batch) -> dict``.
+        seed: of the order of the samples: every fit starts from it, and the order of epoch e depends on (seed, e) alone.
+            None: one is drawn, and can be read as ``trainer.seed``.
+        engine: where runs are executed; None: each in a daemon thread of its own.
+
+    Attributes:
+        seed: int.
+        last_run: the newest :class:`~asynccb.Run` of a ``fit``; after a cancelled ``fit`` it still has the History.
+
+    Raises:
+        ArgumentError: the model cannot train, or the seed is not a whole number from 0 on.
+    """
+
+    def __init__(self, model: Any, seed: int | None = None, engine: Engine | None = None) -> None:
+        self._model = adapt(model)
+        self.model = self._model.user_model
+        drawn = np.random.SeedSequence().generate_state(1)[0] if seed is None else seed
+        self.seed = check_count("seed", drawn, least=0)
+        self._engine: Engine = ThreadEngine() if engine is None else engine
+        self._limits = Limits()
+        self.last_run: Run | None = None
+
+    async def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Callback | Iterable[Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | str = True,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Iterable[int] = 1,
+        *,
+        stop_after: datetime.timedelta | None = None,
+        name: str | None = None,
+        replay: int = REPLAY,
+    ) -> History:
+        """Trains the model and answers its History. Arguments and defaults are those of Keras' ``fit``.
+
+        No batch runs on the event loop, and the loop is never blocked by this package. Cancelling the task that awaits this cancels the
+        training: it ends after the batch under way, the callbacks' end hooks run, mailboxes drain for up to 5 s, and then the
+        cancellation goes on.
+
+        Args:
+            x: array of shape (samples, ...), or a tuple, list or dict of arrays for several inputs; or an iterable (generator, loader)
+                or **async** iterable of batches ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+            y: targets, samples on axis 0; None where ``x`` yields whole batches.
+            batch_size: samples in a batch of array data; None means 32.
+            epochs: index of the last epoch plus one (not a count, where ``initial_epoch`` is given).
+            verbose: 0 silent, 1 progress bar, 2 one line an epoch; ``"auto"`` is 1. Not a terminal: one plain line an epoch.
+            callbacks: instances of :class:`~asynccb.Callback`, called in this order.
+            validation_split: part of the arrays, from their end and before shuffling, to validate on. 0 <= split < 1.
+            validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches; overrides ``validation_split``.
+            shuffle: True: a new order of samples each epoch; ``"batch"``: of whole batches; False: none. Arrays only.
+            class_weight: dict from class index to a weight that multiplies the sample weights; classes not in it weigh 1.
+            sample_weight: float array of shape (samples,).
+            initial_epoch: index of the first epoch.
+            steps_per_epoch: batches in an epoch; needed where ``x`` can be iterated once only and there is more than one epoch.
+            validation_steps: batches in a validation.
+            validation_batch_size: None: as ``batch_size``.
+            validation_freq: validate after every n-th epoch, or after the 1-based epochs of a list.
+            stop_after: stop at the first batch after this time, as ``run.stop`` does.
+            name: of the run; None: ``run-<n>``.
+            replay: events kept for ``run.events(since=...)``.
+
+        Raises:
+            ArgumentError: before the first batch; names the argument, what was given and what is allowed.
+            HookRefused: a callback's hook cannot be called as it stands.
+            ModelBusy, CallbackBusy: in another run that is under way.
+            CallbackError: a beside-hook raised.
+            RunCancelled: somebody called ``run.cancel()``.
+            Exception: whatever the model, the data or an inline hook raised, unchanged.
+        """
+        run = self.start(
+            x,
+            y,
+            batch_size,
+            epochs,
+            verbose,
+            callbacks,
+            validation_split,
+            validation_data,
+            shuffle,
+            class_weight,
+            sample_weight,
+            initial_epoch,
+            steps_per_epoch,
+            validation_steps,
+            validation_batch_size,
+            validation_freq,
+            stop_after=stop_after,
+            name=name,
+            replay=replay,
+        )
+        history: History = await run.wait_as_owner()
+        return history
+
+    def start(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Callback | Iterable[Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | str = True,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int | Iterable[int] = 1,
+        *,
+        stop_after: datetime.timedelta | None = None,
+        name: str | None = None,
+        replay: int = REPLAY,
+    ) -> Run:
+        """Starts what :meth:`fit` awaits, and answers the handle on it at once. Takes what ``fit`` takes.
+
+        Needs a running event loop. What can be refused cheaply raises here; data is converted and scanned on the training thread, and what is
+        refused there is raised by whoever awaits the run, before the first batch.
+        """
+        asked = check_fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+            validation_freq=validation_freq,
+            stop_after=stop_after,
+        )
+        self._model.check_ready(training=True)
+        given = _as_list(callbacks)
+        history, ordered = _with_automatic(given, asked.verbose)
+        hooked = [(callback, read_hooks(callback)) for callback in ordered]
+        program = Fit(asked, self.seed, log_keys_open=any(_may_add_keys(*pair) for pair in hooked))
+        run = self._run(program, hooked, history, name=name, replay=replay, stop_after=asked.stop_after)
+        self.last_run = run
+        return run
+
+    async def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
+    ) -> dict[str, Any]:
+        """The means of loss and metrics over all samples, computed on a worker thread.
+
+        Args:
+            x, y, batch_size, sample_weight: as in :meth:`fit`.
+            steps: batches to evaluate on; None: all.
+            callbacks: get the ``on_test_*`` hooks.
+
+        Raises:
+            ArgumentError, ModelBusy: as :meth:`fit`.
+        """
+        self._model.check_ready(training=False)
+        program = Evaluate(_data(x, y, sample_weight, batch_size, steps), self.seed)
+        means: dict[str, Any] = await self._once(program, callbacks)
+        return means
+
+    async def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        callbacks: Callback | Iterable[Callback] | None = None,
+    ) -> Any:
+        """The model's outputs for ``x``, of shape (samples, ...), computed on a worker thread.
+
+        Args:
+            x: as in :meth:`fit`; of batches with targets, only the inputs are used.
+            batch_size: None means 32.
+            steps: batches to predict; None: all.
+            callbacks: get the ``on_predict_*`` hooks.
+
+        Raises:
+            ArgumentError, ModelBusy: as :meth:`fit`.
+        """
+        program = Predict(_data(x, None, None, batch_size, steps), self.seed)
+        return await self._once(program, callbacks)
+
+    async def _once(self, program: Program, callbacks: Callback | Iterable[Callback] | None) -> Any:
+        hooked = [(callback, read_hooks(callback)) for callback in _as_list(callbacks)]
+        run = self._run(program, hooked, History(), name=None, replay=1, stop_after=None)
+        await run.wait_as_owner()
+        return program.result
+
+    def _run(
+        self,
+        program: Program,
+        hooked: list[tuple[Callback, Hooks]],
+        history: History,
+        *,
+        name: str | None,
+        replay: int,
+        stop_after: float | None,
+    ) -> Run:
+        return Run(
+            self._model,
+            program,
+            hooked,
+            history,
+            name=name,
+            engine=self._engine,
+            replay=check_count("replay", replay, least=1),
+            limits=self._limits,
+            stop_after=stop_after,
+        )
+
+
+def _data(x: Any, y: Any, sample_weight: Any, batch_size: int | None, steps: int | None) -> Any:
+    size = check_count("batch_size", batch_size, least=1, none=True) or 32
+    count = check_count("steps", steps, least=1, none=True) or None
+    return recognise("x", x, y, sample_weight, batch_size=size, steps=count)
+
+
+def _as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, (Callback, type)):
+        given = [callbacks]
+    else:
+        try:
+            given = list(callbacks)
+        except TypeError:
+            raise ArgumentError("callbacks", callbacks, "a Callback or a list of them") from None
+    for position, callback in enumerate(given):
+        if any(callback is other for other in given[:position]):
+            raise ArgumentError("callbacks", callback, "each instance once", "Make a second instance")
+    return given  # type: ignore[return-value]  # read_hooks refuses what is no Callback
+
+
+def _with_automatic(given: list[Callback], verbose: int) -> tuple[History, list[Callback]]:
+    """Keras' order: BaseLogger, the user's, History, ProgbarLogger. One given by the user takes the automatic one's place."""
+    means = [c for c in given if isinstance(c, BaseLogger)] or [BaseLogger()]
+    histories = [c for c in given if isinstance(c, History)] or [History()]
+    bars = [c for c in given if isinstance(c, ProgbarLogger)] or ([ProgbarLogger()] if verbose else [])
+    others = [c for c in given if not isinstance(c, (BaseLogger, History, ProgbarLogger))]
+    return histories[0], [*means, *others, *histories, *bars]
+
+
+def _may_add_keys(callback: Callback, hooks: Hooks) -> bool:
+    return "on_epoch_end" in hooks.inline and type(callback) not in _ADD_NO_KEYS

@@ -1,0 +1,273 @@
+"""The way uphill: what the event loop asks of a training thread, and the only place where that thread ever waits.
+
+Everything else flows down, from the batch to the callbacks. Stop, cancel, pause and snapshot requests flow up, and they
+are seen at the safe points of the loop (between two batches) and in every wait.
+
+Two threads share this object. The training thread calls ``safe_point``, ``stopped``, ``wait`` and ``leave``; everybody else
+calls the rest, from any thread. What is shared is written under one condition variable and read without it on the hot
+path: reading ``attention`` a batch late is harmless, missing a wake-up is not.
+
+===========================  ======================================================================
+the thread waits for         ended by
+===========================  ======================================================================
+``mailbox`` with room        its consumer, cancel, loop gone
+``lockstep`` hook            its consumer, cancel, loop gone
+``train begin`` awaitables   the consumers, cancel, loop gone
+``feed``                     the async source's task, stop, cancel, loop gone
+``pause``                    resume, stop, cancel, loop gone
+===========================  ======================================================================
+
+In each of them snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the thread that waits
+for the hook.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from asynccb.errors import TornState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asynccb.training.snapshot import Snapshot
+
+__all__ = ["Control", "Interrupt", "Limits", "Reason"]
+
+Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause"]
+Cause = Literal["cancelled", "failed", "loop gone", "abandoned"]
+
+
+class Limits(NamedTuple):
+    """The times of a run, in seconds; a test shortens them."""
+
+    grace: float = 5.0
+    """From a cancel to the end of the drain."""
+    last_words: float = 1.0
+    """For a cancelled hook to return, and for the closing hooks of a run whose thread is stuck."""
+    poll: float = 0.2
+    """How often a waiting thread looks whether the event loop still exists."""
+    slow_mailbox: float = 1.0
+    """A training held longer than this by a full mailbox is one warning."""
+    patience: float = 30.0
+    """A lockstep hook or a drain that takes longer than this is a warning, for drains each time."""
+
+
+class Interrupt(BaseException):
+    """Leaves the training thread's stack at once. A BaseException, so that no ``except Exception`` of a model or hook holds it."""
+
+    def __init__(self, cause: Cause, reason: str, error: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.cause: Cause = cause
+        self.reason = reason
+        self.error = error
+
+
+class SnapshotRequest(NamedTuple):
+    """How an asker gets its answer; both are called on the training thread."""
+
+    answer: Callable[[Snapshot], None]
+    refuse: Callable[[BaseException], None]
+
+
+class Control:
+    """Requests to one training thread, and its waits.
+
+    Args:
+        loop_is_closed: whether the event loop of the run is gone.
+        entering_wait: called when the thread is about to block, so that what lies in the mailboxes is delivered first.
+        limits: the times of the run.
+    """
+
+    def __init__(
+        self, loop_is_closed: Callable[[], bool], entering_wait: Callable[[], None], limits: Limits
+    ) -> None:
+        self.limits = limits
+        self.attention = False
+        self.stop_reason: str | None = None
+        self.interrupt: Interrupt | None = None
+        self.interrupted_at = 0.0
+        self.pause_wanted = False
+        self.waiting: Reason | None = None
+        self.parked = False
+        self.closing = False
+        self.torn = False
+        self.waits: defaultdict[str, int] = defaultdict(int)
+        self.waited: defaultdict[str, float] = defaultdict(float)
+        self.flagged: Callable[[], bool] = lambda: False
+        self.capture: Callable[[], Snapshot] | None = None
+        self._loop_is_closed = loop_is_closed
+        self._entering_wait = entering_wait
+        self._changed = threading.Condition()
+        self._requests: deque[SnapshotRequest] = deque()
+        self._left = False
+
+    # From any thread ------------------------------------------------------------------------------------------------
+
+    def stop(self, reason: str) -> None:
+        """Ends the training after the batch under way. The first reason wins."""
+        with self._changed:
+            if self.stop_reason is None:
+                self.stop_reason = reason
+            self._changed.notify_all()
+
+    def interrupt_with(self, cause: Cause, reason: str, error: BaseException | None = None) -> bool:
+        """Ends the training after the batch under way, without its epoch end. The first cause wins, but for ``abandoned``.
+
+        Returns:
+            Whether this interrupt is the one that counts.
+        """
+        with self._changed:
+            if self.interrupt is not None and cause != "abandoned":
+                return False
+            if self.interrupt is None:
+                self.interrupted_at = time.monotonic()
+            self.interrupt = Interrupt(cause, reason, error)
+            self.attention = True
+            self._changed.notify_all()
+            return True
+
+    def pause(self) -> None:
+        with self._changed:
+            self.pause_wanted = True
+            self.attention = True
+
+    def resume(self) -> None:
+        with self._changed:
+            self.pause_wanted = False
+            self._changed.notify_all()
+
+    def ask(self, request: SnapshotRequest) -> bool:
+        """Asks for a snapshot at the next safe point. False: the thread has left, and nobody will answer."""
+        with self._changed:
+            if self._left:
+                return False
+            self._requests.append(request)
+            self.attention = True
+            self._changed.notify_all()
+            return True
+
+    def notify(self) -> None:
+        """Something that the thread may be waiting for has changed.
+
+        Callers test ``waiting`` first and skip the lock when it is None. No wake-up is lost by that: the thread sets ``waiting``
+        before it looks at what it waits for, and the caller changes that before it looks at ``waiting``.
+        """
+        with self._changed:
+            self._changed.notify_all()
+
+    # From the training thread ---------------------------------------------------------------------------------------
+
+    def safe_point(self) -> None:
+        """Between two batches: serves snapshots, parks in a pause, and leaves by Interrupt if the run was cancelled."""
+        if self.attention:
+            self._attend()
+
+    def stopped(self) -> bool:
+        """Whether the training is to end here. The model's ``stop_training`` counts, from whichever hook set it."""
+        if self.attention:
+            self._raise_interrupt()
+        if self._loop_is_closed():
+            self._loop_gone()
+        if self.stop_reason is None and self.flagged():
+            self.stop("model.stop_training was set")
+        return self.stop_reason is not None
+
+    def wait(
+        self,
+        reason: Reason,
+        predicate: Callable[[], bool],
+        *,
+        stop_ends: bool = False,
+        complain: Callable[[float], None] | None = None,
+        complain_after: float = float("inf"),
+    ) -> bool:
+        """Blocks the training thread until ``predicate()`` holds. No other function may block it.
+
+        While the run closes nothing is waited for: the drain follows, and it has its own limits.
+
+        Args:
+            reason: what is waited for; counted and timed under this name.
+            predicate: cheap, and true only by the doing of somebody who calls :meth:`notify`.
+            stop_ends: whether a stop ends this wait too.
+            complain: called once, with the seconds waited so far, after ``complain_after`` seconds.
+
+        Returns:
+            True if the predicate holds, False if a stop ended the wait.
+
+        Raises:
+            Interrupt: the run was cancelled or failed, or its loop is gone.
+        """
+        if self.closing or predicate():
+            return True
+        started = time.monotonic()
+        self.waiting = reason
+        self.waits[reason] += 1
+        self._entering_wait()
+        try:
+            while True:
+                self._serve_snapshots()
+                with self._changed:
+                    if predicate():
+                        return True
+                    self._raise_interrupt()
+                    if stop_ends and self.stop_reason is not None:
+                        return False
+                    if not self._requests:
+                        self._changed.wait(self.limits.poll)
+                if self._loop_is_closed():
+                    self._loop_gone()
+                if complain is not None and time.monotonic() - started >= complain_after:
+                    complain(time.monotonic() - started)
+                    complain = None
+        finally:
+            self.waiting = None
+            self.waited[reason] += time.monotonic() - started
+
+    def leave(self) -> None:
+        """The thread goes: every request still open is answered, later ones are told that nobody is here."""
+        self._serve_snapshots()
+        with self._changed:
+            self._left = True
+        self._serve_snapshots()
+
+    def _attend(self) -> None:
+        # Lowered first: a request that comes in while we serve the earlier ones raises it again and is not lost.
+        self.attention = False
+        self._raise_interrupt()
+        self._serve_snapshots()
+        if self.pause_wanted:
+            self.parked = True
+            try:
+                self.wait("pause", lambda: not self.pause_wanted, stop_ends=True)
+            finally:
+                self.parked = False
+
+    def _serve_snapshots(self) -> None:
+        if not self._requests:
+            return
+        # All that have asked by now share one copy.
+        asked = [self._requests.popleft() for _ in range(len(self._requests))]
+        try:
+            if self.torn or self.capture is None:
+                raise TornState("the model raised inside a batch, so its weights may be half updated")
+            snapshot = self.capture()
+        except Exception as error:
+            for request in asked:
+                request.refuse(error)
+            return
+        for request in asked:
+            request.answer(snapshot)
+
+    def _raise_interrupt(self) -> None:
+        if self.interrupt is not None and not (self.closing and self.interrupt.cause != "abandoned"):
+            self.attention = True
+            raise self.interrupt
+
+    def _loop_gone(self) -> None:
+        self.interrupt_with("loop gone", "the event loop was closed during the training")
+        if not self.closing:
+            self._raise_interrupt()

@@ -1,0 +1,170 @@
+"""The story of a training. Plain code: no thread, no clock, no asyncio; everything else is the host's.
+
+An evaluation inside a training goes through the same host, so that a stop, a snapshot or a pause reaches it too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.events import Logs
+from asynccb.training.feed import refuse_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
+    from asynccb.protocols import Batch, Host, Model, Source
+
+__all__ = ["Plan", "evaluate", "predict", "train"]
+
+NO_EPOCH = -1
+
+
+class Plan(NamedTuple):
+    """What to train on and for how long.
+
+    Attributes:
+        source: the training data.
+        validation: the validation data, or None.
+        epochs: index of the last epoch plus one.
+        initial_epoch: index of the first epoch.
+        validate_after: the 0-based epochs that end with a validation.
+    """
+
+    source: Source
+    validation: Source | None
+    epochs: int
+    initial_epoch: int
+    validate_after: Container[int]
+
+
+def train(model: Model, plan: Plan, host: Host) -> bool:
+    """Trains from ``plan.initial_epoch`` to ``plan.epochs``.
+
+    Returns:
+        True if every epoch was trained to its end, False if a stop ended it earlier.
+    """
+    for epoch in range(plan.initial_epoch, plan.epochs):
+        if host.stopped():
+            return False
+        host.epoch = epoch
+        host.emit.epoch_begin(epoch, Logs(), host.step)
+        plan.source.begin(epoch)
+        trained, whole = _train_epoch(model, plan.source, epoch, host)
+        if trained == 0:
+            if not host.stopped():
+                refuse_empty(epoch == plan.initial_epoch)
+            return False
+        logs = Logs()
+        if whole and plan.validation is not None and epoch in plan.validate_after:
+            means = evaluate(model, plan.validation, host, epoch)
+            whole = means is not None
+            logs.update({f"val_{name}": value for name, value in (means or {}).items()})
+        host.logs = logs
+        host.emit.epoch_end(epoch, logs, host.step)
+        if not whole or plan.source.exhausted:
+            return False
+    return True
+
+
+def _train_epoch(model: Model, source: Source, epoch: int, host: Host) -> tuple[int, bool]:
+    """The batches of one epoch: how many were trained, and whether the epoch came to its end."""
+    trained = 0
+    step = host.step
+    train_batch, gate = model.train_batch, host.before_update
+    while (batch := host.next(source)) is not None:
+        emit = host.emit.batch_begin
+        if emit is None:
+            host.skip()
+        else:
+            emit(trained, Logs(batch=trained, size=batch.size), epoch, step)
+        try:
+            metrics = train_batch(batch) if gate is None else train_batch(batch, gate)
+        except BaseException:
+            host.broke_inside()
+            raise
+        host.step = step = step + 1
+        emit = host.emit.batch_end
+        if emit is None:
+            host.skip()
+        else:
+            host.logs = logs = batch_logs(trained, batch.size, metrics)
+            emit(trained, logs, epoch, step)
+        trained += 1
+        host.safe_point()
+        if host.stopped():
+            return trained, False
+    return trained, not host.stopped()
+
+
+def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) -> dict[str, Any] | None:
+    """Means over all samples of ``source``, or None if a stop ended it before its end."""
+    host.emit.test_begin(host.step, Logs())
+    source.begin(max(epoch, 0))
+    sums: dict[str, Any] = {}
+    seen = index = 0
+    while (batch := host.next(source)) is not None:
+        emit = host.emit.test_batch_begin
+        if emit is None:
+            host.skip()
+        else:
+            emit(index, Logs(batch=index, size=batch.size), epoch, host.step)
+        logs = batch_logs(index, batch.size, model.test_batch(batch))
+        seen += batch.size
+        for name, value in logs.items():
+            sums[name] = sums.get(name, 0.0) + value * batch.size
+        emit = host.emit.test_batch_end
+        if emit is None:
+            host.skip()
+        else:
+            emit(index, logs, epoch, host.step)
+        index += 1
+        host.safe_point()
+        if host.stopped():
+            break
+    stopped = host.stopped()
+    means = {name: total / seen for name, total in sums.items() if name not in ("batch", "size")} if seen else {}
+    host.emit.test_end(host.step, Logs(means))
+    return None if stopped else means
+
+
+def predict(model: Model, source: Source, host: Host) -> list[Any]:
+    """The model's outputs, batch by batch; fewer than all if a stop ended it."""
+    source.begin(0)
+    outputs: list[Any] = []
+    while (batch := host.next(source)) is not None:
+        index = len(outputs)
+        emit = host.emit.predict_batch_begin
+        if emit is None:
+            host.skip()
+        else:
+            emit(index, Logs(batch=index, size=batch.size), NO_EPOCH, host.step)
+        outputs.append(model.predict_batch(batch))
+        emit = host.emit.predict_batch_end
+        if emit is None:
+            host.skip()
+        else:
+            logs = Logs(batch=index, size=batch.size, outputs=outputs[-1])
+            emit(index, logs, NO_EPOCH, host.step)
+        host.safe_point()
+        if host.stopped():
+            break
+    return outputs
+
+
+def batch_logs(index: int, size: int, metrics: Mapping[str, Any]) -> Logs:
+    """The logs of a batch: its index and size, then the metrics as Python numbers (arrays stay arrays)."""
+    logs = Logs(batch=index, size=size)
+    for name, value in metrics.items():
+        kind = value.__class__
+        logs[name] = value if kind is float or kind is int else as_number(value)
+    return logs
+
+
+def as_number(value: Any) -> Any:
+    """A NumPy or framework scalar as a Python number, so that it goes into JSON; anything else as it is."""
+    if isinstance(value, (bool, int, float)) and hasattr(value, "item"):
+        return value.item()
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        return value.item()
+    return value

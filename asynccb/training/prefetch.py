@@ -1,0 +1,153 @@
+"""Async sources: consumed on the event loop, a few items ahead of the training thread.
+
+One task for each source, alone, calls ``__anext__`` and ``aclose``: no generator is ever entered twice. Items that were fetched
+but not used in one epoch are the first of the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.training.feed import as_batch, warn_ran_out
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable
+
+    from asynccb.protocols import Batch
+    from asynccb.training.control import Control
+
+__all__ = ["AsyncFeed"]
+
+AHEAD = 8
+"""Items fetched ahead of the training."""
+
+
+class _EndOfPass(NamedTuple):
+    empty: bool
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+class AsyncFeed:
+    """Batches from an async iterable.
+
+    Without ``steps`` an epoch is one pass, and the next pass is asked for when its epoch begins; with ``steps`` passes follow
+    each other and an epoch ends after ``steps`` batches.
+
+    The training thread calls ``begin`` and ``next``, the loop everything else. What waits is bounded by 8 items.
+    """
+
+    def __init__(
+        self,
+        source: AsyncIterable[Any],
+        *,
+        steps: int | None,
+        weigh: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        self.steps = steps
+        self.samples: int | None = None
+        self.exhausted = False
+        self._source = source
+        self._weigh = weigh
+        self._left = -1
+        self._fetched: deque[Any] = deque()
+        self._passes_wanted = 0
+        self._bell: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._control: Control | None = None
+
+    def attach(self, control: Control, loop: asyncio.AbstractEventLoop) -> None:
+        """Called on the loop before the thread starts."""
+        self._control, self._loop = control, loop
+
+    async def fetch(self) -> None:
+        """The body of the task. Ends when it is cancelled, when the source raises, or when nothing more can come."""
+        iterator = None
+        passes = 0
+        empty = True
+        try:
+            while True:
+                await self._until(lambda: self._passes_wanted > passes and len(self._fetched) < AHEAD)
+                if iterator is None:
+                    iterator, empty = aiter(self._source), True
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    iterator = None
+                    # With steps, the pass that follows continues the epoch; a pass without an item ends it all.
+                    if self.steps is None or empty:
+                        passes += 1
+                        self._put(_EndOfPass(empty))
+                else:
+                    empty = False
+                    self._put(item)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._put(_Failed(error))
+        finally:
+            if iterator is not None and hasattr(iterator, "aclose"):
+                await iterator.aclose()
+
+    # On the training thread -----------------------------------------------------------------------------------------
+
+    def begin(self, epoch: int) -> None:
+        if self.steps is None:
+            self._passes_wanted += 1
+        else:
+            self._left = self.steps
+            self._passes_wanted = 1
+        self._ring()
+
+    def next(self) -> Batch | None:
+        if self._left == 0:
+            return None
+        assert self._control is not None
+        if not self._fetched and not self._control.wait("feed", lambda: bool(self._fetched), stop_ends=True):
+            return None
+        item = self._fetched.popleft()
+        if self._bell is not None and len(self._fetched) <= AHEAD // 2:
+            self._ring()
+        if isinstance(item, _Failed):
+            raise item.error
+        if isinstance(item, _EndOfPass):
+            if self._left > 0:
+                self.exhausted = True
+                warn_ran_out(self._left)
+            return None
+        self._left -= 1
+        batch = as_batch(item)
+        return batch if self._weigh is None else self._weigh(batch)
+
+    def _ring(self) -> None:
+        if self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._rung)
+            except RuntimeError:  # the loop is gone; the training thread sees that before its next batch
+                if not self._loop.is_closed():
+                    raise
+
+    # On the loop ----------------------------------------------------------------------------------------------------
+
+    def _put(self, item: Any) -> None:
+        self._fetched.append(item)
+        if self._control is not None and self._control.waiting is not None:
+            self._control.notify()
+
+    def _rung(self) -> None:
+        if self._bell is not None and not self._bell.done():
+            self._bell.set_result(None)
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            # The bell hangs before we look again: a thread that took an item in between finds it and rings.
+            self._bell = asyncio.get_running_loop().create_future()
+            try:
+                if not ready():
+                    await self._bell
+            finally:
+                self._bell = None

@@ -1,0 +1,160 @@
+"""The three things that a run can do: fit, evaluate, predict. Each prepares its data and tells its story to the loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from asynccb.events import PredictBegin, PredictEnd, TestBegin, TestEnd, TrainBegin, TrainEnd
+from asynccb.training.loop import Plan, evaluate, predict, train
+from asynccb.training.prefetch import AsyncFeed
+
+if TYPE_CHECKING:
+    from asynccb.protocols import Host, Model, Source
+    from asynccb.training.arguments import Data, FitArguments
+
+__all__ = ["Evaluate", "Fit", "Predict", "Program"]
+
+
+class Program(Protocol):
+    """What a run does on its thread.
+
+    Attributes:
+        opening: the first event; every callback that got it gets ``closing`` too.
+        closing: the last event.
+        feeds: async sources, to be consumed on the loop.
+        validation_data: what callbacks see under this name.
+        result: what awaiting the run gives, where it is not the History.
+    """
+
+    opening: Any
+    closing: Any
+    feeds: list[AsyncFeed]
+    validation_data: Any
+    result: Any
+
+    def prepare(self, model: Model) -> dict[str, Any]:
+        """Converts and checks the data, on the training thread, before any hook. Answers the callbacks' ``params``."""
+
+    def tell(self, model: Model, host: Host) -> bool:
+        """Runs to the end. False: a stop or the end of the data came first."""
+
+
+class Fit:
+    opening = TrainBegin
+    closing = TrainEnd
+
+    def __init__(self, arguments: FitArguments, seed: int, *, log_keys_open: bool) -> None:
+        self._arguments = arguments
+        self._log_keys_open = log_keys_open
+        self._seed = seed
+        self._plan: Plan | None = None
+        self.validation_data: Any = None
+        self.result: Any = None
+        self._early = {
+            data.name: _async_feed(data) for data in (arguments.data, arguments.validation) if data is not None
+        }
+        self.feeds = [feed for feed in self._early.values() if feed is not None]
+
+    def prepare(self, model: Model) -> dict[str, Any]:
+        asked = self._arguments
+        data = asked.data.arrays(model, training=True)
+        validation = None if asked.validation is None else asked.validation.arrays(model, training=False)
+        if asked.validation_split:
+            data, validation = data.split(asked.validation_split)
+        source = self._feed(data, shuffled=True)
+        self._plan = Plan(
+            source,
+            None if validation is None else self._feed(validation, shuffled=False),
+            asked.epochs,
+            asked.initial_epoch,
+            asked.validate_after,
+        )
+        if validation is not None:
+            self.validation_data = _as_given(validation)
+        return self._params(model, data, source, validates=validation is not None)
+
+    def tell(self, model: Model, host: Host) -> bool:
+        assert self._plan is not None
+        return train(model, self._plan, host)
+
+    def _feed(self, data: Data, *, shuffled: bool) -> Source:
+        early = self._early.get(data.name)
+        return data.feed(self._seed, shuffled=shuffled) if early is None else early
+
+    def _params(self, model: Model, data: Data, source: Source, *, validates: bool) -> dict[str, Any]:
+        metrics = list(model.metrics_names)
+        params: dict[str, Any] = {"epochs": self._arguments.epochs, "verbose": self._arguments.verbose}
+        if data.kind == "arrays":
+            params |= {"batch_size": data.batch_size, "samples": source.samples}
+        else:
+            params["steps"] = source.steps
+        params["do_validation"] = validates
+        # Whether a callback may add keys to the logs of an epoch: a file template that needs one is then not refused early.
+        params["log_keys_open"] = self._log_keys_open
+        params["metrics"] = metrics + ([f"val_{name}" for name in metrics] if validates else [])
+        return params
+
+
+class Evaluate:
+    opening = TestBegin
+    closing = TestEnd
+
+    def __init__(self, data: Data, seed: int) -> None:
+        self._data = data
+        self._seed = seed
+        self._source: Source | None = _async_feed(data)
+        self.validation_data: Any = None
+        self.result: dict[str, Any] = {}
+        self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
+
+    def prepare(self, model: Model) -> dict[str, Any]:
+        data = self._data.arrays(model, training=False)
+        self._source = self._source or data.feed(self._seed, shuffled=False)
+        return _plain_params(model, self._source)
+
+    def tell(self, model: Model, host: Host) -> bool:
+        assert self._source is not None
+        means = evaluate(model, self._source, host)
+        self.result = means or {}
+        return means is not None
+
+
+class Predict:
+    opening = PredictBegin
+    closing = PredictEnd
+
+    def __init__(self, data: Data, seed: int) -> None:
+        self._data = data
+        self._seed = seed
+        self._source: Source | None = _async_feed(data)
+        self.validation_data: Any = None
+        self.result: Any = None
+        self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
+
+    def prepare(self, model: Model) -> dict[str, Any]:
+        data = self._data.arrays(model, training=False)
+        self._source = self._source or data.feed(self._seed, shuffled=False)
+        return _plain_params(model, self._source)
+
+    def tell(self, model: Model, host: Host) -> bool:
+        assert self._source is not None
+        outputs = predict(model, self._source, host)
+        self.result = np.concatenate(outputs) if outputs else None
+        return not host.stopped()
+
+
+def _async_feed(data: Data) -> AsyncFeed | None:
+    feed = data.feed(0, shuffled=False) if data.kind == "async" else None
+    return feed if isinstance(feed, AsyncFeed) else None
+
+
+def _as_given(data: Data) -> Any:
+    if data.kind != "arrays":
+        return data.x
+    return (data.x, data.y) if data.sample_weight is None else (data.x, data.y, data.sample_weight)
+
+
+def _plain_params(model: Model, source: Source) -> dict[str, Any]:
+    return {"steps": source.steps, "samples": source.samples, "verbose": 0, "metrics": list(model.metrics_names)}
