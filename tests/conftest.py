@@ -63,19 +63,24 @@ SYNCHRONOUS = tuple(
     os.path.join(PACKAGE, *room) for room in [("models", ""), ("storage", ""), ("training", "snapshot.py")]
 )
 
-# Reading source lines for a traceback or a warning is not ours to move; importing a module at its first use
-# is judged by LONGEST_STEP alone.
-_FORGIVEN_FILES = ("linecache.py", "<frozen linecache>", f"{os.sep}coverage{os.sep}control.py")
-_FORGIVEN_FUNCTIONS = {"_find_and_load"}
+# Not ours to move: reading source lines for a traceback or a warning, and the moment until a new thread runs.
+# Importing a module at its first use is judged by LONGEST_STEP alone.
+_FORGIVEN = {
+    ("linecache.py", "updatecache"),
+    ("linecache.py", "checkcache"),
+    ("<frozen linecache>", "updatecache"),
+    ("<frozen linecache>", "checkcache"),
+    ("control.py", "_should_trace"),  # coverage's
+    ("threading.py", "start"),
+    ("<frozen importlib._bootstrap>", "_find_and_load"),
+}
 
 
 def whose(frame: FrameType | None) -> str | None:
     """The line of asynccb that is to blame for what ``frame`` does; None where a test or somebody else is."""
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.endswith(_FORGIVEN_FILES) or frame.f_code.co_name in _FORGIVEN_FUNCTIONS:
-            return None
-        if file.startswith(TESTS):
+        if file.startswith(TESTS) or (os.path.basename(file), frame.f_code.co_name) in _FORGIVEN:
             return None
         if file.startswith(PACKAGE) and not file.startswith(SYNCHRONOUS):
             return f"asynccb/{file.removeprefix(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"

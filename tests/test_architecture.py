@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 # A line for each room, from bottom to top: what it may import besides itself. `a.b` is one module of a room.
 
 GROUND = ["errors", "events", "protocols", "text"]
-PARTS = [*GROUND, "callbacks", "training", "bus", "engines"]
+PARTS = [*GROUND, "storage", "callbacks", "training", "bus", "engines"]
 
 MAY_IMPORT: dict[str, list[str]] = {
     # the ground floor

@@ -64,7 +64,7 @@ ROOMS = [
 
 
 def test_the_package_offers_exactly_these_names() -> None:
-    assert asynccb.__all__ == [*PUBLIC, "__version__"]
+    assert asynccb.__all__ == PUBLIC
 
 
 def test_the_callbacks_are_exactly_these() -> None:
