@@ -234,6 +234,15 @@ class Run:
             self._snapshots,
         )
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of this run can move before somebody else does: see :func:`asynccb.testing.settle`."""
+        user_model = self._model.user_model
+        thread_rests = (
+            self._control.waiting is not None or self._outcome is not None or getattr(user_model, "waiting", False)
+        )
+        return thread_rests and all(c.mailbox.finished or c.suspended for c in self._consumers)
+
     # What can be asked ------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str = "stopped") -> None:

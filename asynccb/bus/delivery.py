@@ -90,6 +90,11 @@ class Consumer:
             awaited = awaited.cr_await
         return getattr(awaited, "__name__", "") if code is not None else ""
 
+    @property
+    def suspended(self) -> bool:
+        """Whether a hook of the user's is suspended now."""
+        return bool(self.hook)
+
     def wake(self) -> None:
         """Called on the loop when the mailbox may hold something."""
         if self._bell is not None and not self._bell.done():
