@@ -193,7 +193,7 @@ class ModelCheckpoint(Callback):
         self._refuse(self._template.missing(known), known)
 
     def _refuse_missing_fields(self, values: Mapping[str, Any], excused: list[str]) -> None:
-        """Until all fields have been there once, in every epoch or batch, whether it is one to save at or not."""
+        """At every epoch or batch, also those without a save, until all fields have been there once."""
         if not self._fields_were_there:
             missing = self._template.missing(values)
             self._refuse([name for name in missing if name not in excused], values)
