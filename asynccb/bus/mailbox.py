@@ -88,7 +88,7 @@ class Mailbox:
         self.policy = policy
         self.bound = bound
         self.queue: deque[Any] = deque()
-        self.idle = True
+        self.idle = False  # until the consumer parks: it may begin with entries that already lie here
         self.handled = 0
         self.lost = 0
         self.dropped = 0
@@ -105,7 +105,8 @@ class Mailbox:
     @property
     def finished(self) -> bool:
         """Whether everything that was put here is done, its hooks included. Read by the training thread while it waits."""
-        return self.idle and not self.queue
+        # In this order: the consumer lowers `idle` before it takes, so an empty queue with `idle` up is really done.
+        return not self.queue and self.idle
 
     def put(self, entry: Entry) -> None:
         """Appends from the loop: a marker, or the news of a durable file. Never waits."""
