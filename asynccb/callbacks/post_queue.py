@@ -175,7 +175,7 @@ def pause(attempt: int) -> float:
 
 
 def _resolver(names: SerialExecutor) -> AbstractResolver:
-    """Looks host names up on a thread of our own; the loop's default executor may be busy, and is not ours."""
+    """Looks host names up on our own thread; the default executor of the loop is the service's."""
     from aiohttp.abc import AbstractResolver
 
     class Resolver(AbstractResolver):

@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.post_queue import WAITING, PostQueue
 from asynccb.errors import ArgumentError, in_words
+from asynccb.storage.serial import SerialExecutor
 from asynccb.text import printable, strict_json
 
 if TYPE_CHECKING:
@@ -141,8 +142,9 @@ class RemoteMonitor(Callback):
         return {"Content-Type": (_JSON if self.send_as_json else _FORM)["Content-Type"], **self.headers}
 
     def _log_first_loss(self, why: str) -> None:
-        text = "%s The training goes on; its end tells how many events were lost."
-        _log.warning(text, f"{self._complaint()}: {why}.")
+        text = "%s: %s. The training goes on; its end tells how many events were lost."
+        # On a thread, because a handler writes to a terminal or a disk.
+        SerialExecutor("asynccb remote monitor").submit(_log.warning, text, self._complaint(), why)
 
     def _warn(self, queue: PostQueue) -> None:
         events = "1 event was" if queue.lost == 1 else f"{queue.lost} events were"
