@@ -10,6 +10,7 @@ from asynccb.callbacks.learning_rate_scheduler import LearningRateScheduler
 from asynccb.callbacks.model_checkpoint import ModelCheckpoint
 from asynccb.callbacks.progbar_logger import ProgbarLogger
 from asynccb.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from asynccb.callbacks.remote_monitor import RemoteMonitor
 from asynccb.callbacks.tensorboard import TensorBoard
 from asynccb.callbacks.terminate_on_nan import TerminateOnNaN
 
@@ -24,6 +25,7 @@ __all__ = [
     "ModelCheckpoint",
     "ProgbarLogger",
     "ReduceLROnPlateau",
+    "RemoteMonitor",
     "TensorBoard",
     "TerminateOnNaN",
 ]

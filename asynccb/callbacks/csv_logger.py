@@ -73,11 +73,14 @@ class CSVLogger(Callback):
     async def on_train_begin(self, logs: Any = None) -> None:
         import aiofiles
 
-        await self._close()
         self._columns = None
         self._told = set()
         executor = SerialExecutor(f"asynccb-csv {Path(self.filename).name}")
         loop = asyncio.get_running_loop()
+        if self._file is not None:
+            # A training whose loop was closed under it left this open. Its wrapper belongs to that loop.
+            abandoned, self._file = self._file, None
+            await loop.run_in_executor(executor, abandoned.buffer.close)
         old = await loop.run_in_executor(executor, _prepare, self.filename, self.separator, self.append)
         if old is not None:
             self._refuse_other_header(old.columns)
@@ -105,9 +108,6 @@ class CSVLogger(Callback):
         self._tell_of_late(cells)
 
     async def on_train_end(self, logs: Any = None) -> None:
-        await self._close()
-
-    async def _close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
             await file.close()
