@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.bus.delivery import Consumer, HookFailure
 from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
-from asynccb.bus.mailbox import Mailbox, Marker
+from asynccb.bus.mailbox import Mailbox, marker
 from asynccb.bus.readers import EventStream, Readers
 from asynccb.bus.wakeup import Wakeup
 from asynccb.claims import Claim
@@ -314,9 +314,9 @@ class Run:
         marks = []
         for consumer in self._consumers:
             if not consumer.ended:
-                mark = Marker(self._loop.create_future())
-                consumer.mailbox.put(mark)
-                marks.append(mark.done)
+                done = self._loop.create_future()
+                consumer.mailbox.put(marker(done))
+                marks.append(done)
         self._wakeup.flush()
         for done in marks:
             await done

@@ -85,8 +85,7 @@ class Supervisor:
 
     def moved(self) -> None:
         """A consumer has handled something."""
-        if self._control.waiting is not None:
-            self._control.notify()
+        self._control.nudge()
         if self.draining:
             self._news.set()
 

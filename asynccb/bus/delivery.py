@@ -7,14 +7,13 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.mailbox import Mailbox, Marker, Work
-from asynccb.events import BatchBegin, BatchEnd, EpochBegin, EpochEnd, TestBatchBegin, TestBatchEnd
+from asynccb.bus.mailbox import HOOKS, hook_of
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Awaitable, Callable
 
-    from asynccb.events import Event
+    from asynccb.bus.mailbox import Entry, Mailbox, Work
 
 __all__ = ["Consumer", "HookFailure"]
 
@@ -23,8 +22,19 @@ SLICE = 0.001
 STRIDE = 32
 """Entries between two looks at the clock, while hooks are quick."""
 
-# The kinds whose index and logs stand in fields 1 and 2; they take the tight way.
-_INDEXED = (BatchBegin, BatchEnd, EpochBegin, EpochEnd, TestBatchBegin, TestBatchEnd)
+_NO_ENTRY: Entry = (0, None, None, -1, None)
+
+_ONE_ARGUMENT = frozenset(
+    {
+        "on_train_begin",
+        "on_train_end",
+        "on_test_begin",
+        "on_test_end",
+        "on_predict_begin",
+        "on_predict_end",
+        "on_exception",
+    }
+)
 _CLOSING = frozenset({"on_exception", "on_train_end", "on_test_end", "on_predict_end"})
 
 
@@ -66,8 +76,7 @@ class Consumer:
         self.ended = False
         self.given_up_at: float | None = None
         self.task: asyncio.Task[None] | None = None
-        self._hooks = hooks
-        self._indexed = {kind: hooks[kind.hook] for kind in _INDEXED if kind.hook in hooks}
+        self._table = [_caller(hook, hooks.get(hook)) for hook in HOOKS] + [self._run_work, _reach]
         self._failed = failed
         self._moved = moved
         self._cancelled = cancelled
@@ -108,7 +117,9 @@ class Consumer:
     def mute(self) -> None:
         """From now on the callback gets its closing hooks only."""
         self.muted = True
-        self._indexed = {}
+        for code, hook in enumerate(HOOKS):
+            if hook not in _CLOSING:
+                self._table[code] = _skip
 
     def abandon(self, now: float) -> None:
         """Time is up: the running hook is cancelled, and nothing after it runs."""
@@ -152,20 +163,15 @@ class Consumer:
 
     async def _run_some(self) -> None:
         """Up to one stride of entries, then the bookkeeping; this is the hot path of the loop thread."""
-        mailbox = self.mailbox
-        queue, take, indexed = mailbox.queue, mailbox.take, self._indexed
-        left = stride = self._stride
+        mailbox, table, take = self.mailbox, self._table, self.mailbox.take
+        stride = left = min(self._stride, len(mailbox.queue))
         began = perf_counter()
-        entry: Any = None
+        code, first, second, seq, epoch = entry = _NO_ENTRY
         try:
-            while left and queue:
-                entry = take()
+            while left:
                 left -= 1
-                hook = indexed.get(entry.__class__)
-                if hook is not None:
-                    await hook(entry[1], entry[2])
-                else:
-                    await self._run_other(entry)
+                code, first, second, seq, epoch = entry = take()
+                await table[code](first, second)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -173,7 +179,7 @@ class Consumer:
             # it would end this task silently.
             if isinstance(error, asyncio.CancelledError) and _asked_to_cancel():
                 raise
-            self._report(entry, error)
+            self._failed(HookFailure(self, hook_of(entry), seq, epoch, error))
         finally:
             mailbox.handled += stride - left
             self._moved()
@@ -184,32 +190,11 @@ class Consumer:
             await asyncio.sleep(0)
             self._began = perf_counter()
 
-    async def _run_other(self, entry: Event | Work | Marker | None) -> None:
-        if isinstance(entry, Marker):
-            if not entry.done.done():
-                entry.done.set_result(None)
-        elif isinstance(entry, Work):
-            await self._run_work(entry)
-        elif entry is not None and not (self.muted and entry.hook not in _CLOSING):
-            hook = self._hooks.get(entry.hook)
-            if hook is not None:
-                result = hook(*entry.arguments)
-                if result is not None and hasattr(result, "__await__"):
-                    await result
-
-    async def _run_work(self, work: Work) -> None:
+    async def _run_work(self, work: Work, _: None) -> None:
         if self.muted and work.hook not in _CLOSING:
             work.discard()
-            return
-        try:
+        else:
             await work.coroutine
-        finally:
-            for snapshot in work.snapshots:
-                snapshot.release()
-
-    def _report(self, entry: Event | Work, error: BaseException) -> None:
-        epoch = getattr(entry, "epoch", None)
-        self._failed(HookFailure(self, entry.hook, entry.seq, epoch, error))
 
     def _absorb_cancel(self) -> None:
         # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still delivered: the
@@ -218,6 +203,32 @@ class Consumer:
         while task is not None and task.cancelling():
             task.uncancel()
         self._cancelled(f"the task of {self.name} was cancelled")
+
+
+def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], Awaitable[Any]]:
+    """How to call a hook with the two arguments of an entry: itself, where it takes both and is `async def`."""
+    if hook is None:
+        return _skip
+    if name == "on_checkpoint_saved":  # the one hook that may be a `def` and is called here all the same
+
+        async def announce(path: str, epoch: int) -> None:
+            result = hook(path, epoch)
+            if hasattr(result, "__await__"):
+                await result
+
+        return announce
+    if name in _ONE_ARGUMENT:
+        return lambda first, _: hook(first)
+    return hook
+
+
+async def _skip(first: object, second: object) -> None:
+    """The hook of an event that this callback does not want, or no longer."""
+
+
+async def _reach(done: asyncio.Future[None] | None, _: None) -> None:
+    if done is not None and not done.done():
+        done.set_result(None)
 
 
 def _asked_to_cancel() -> bool:

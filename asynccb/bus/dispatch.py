@@ -15,7 +15,7 @@ import warnings
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.mailbox import Mailbox, Work
+from asynccb.bus.mailbox import CODES, WORK, Mailbox, Work
 from asynccb.errors import HookRefused
 from asynccb.events import (
     BatchBegin,
@@ -37,9 +37,9 @@ from asynccb.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from asynccb.bus.mailbox import Entry
     from asynccb.bus.readers import Readers
     from asynccb.bus.wakeup import Wakeup
-    from asynccb.events import Event
     from asynccb.training.control import Control
     from asynccb.training.snapshot import Snapshot
 
@@ -149,7 +149,7 @@ class Dispatcher:
         }
         self._clock = SlowHooks()
         self._closed: set[type[Any]] = set()
-        self._withheld: list[tuple[Subscriber, Event]] = []
+        self._withheld: list[tuple[Subscriber, Entry]] = []
         self.emit = self._build()
 
     # The table ------------------------------------------------------------------------------------------------------
@@ -186,29 +186,24 @@ class Dispatcher:
         beside = [s for s in self.subscribers if hook_name in s.beside]
         lockstep = [s for s in beside if s.lockstep]
         boxes = tuple((s.mailbox.queue, s.mailbox.limit, s.mailbox) for s in beside)
-        shared = bool(boxes) or self._readers.wanted
-        if not inline and not shared:
+        shared = bool(boxes)
+        if not inline and not shared and not self._readers.wanted:
             return None
-        numbers, numbering, ring = self.skip, self._numbering, self._wakeup.ring
-        keep, new, frozen = self._readers.append, tuple.__new__, FrozenLogs
-        run_inline = self._batch_hooks(hook_name, inline)
+        code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
+        streamed, run_inline = self._readers.wanted, self._batch_hooks(hook_name, inline)
 
         def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
             if inline:
                 run_inline(index, logs, epoch)
             logs.__class__ = frozen
+            number = self._publish(kind, (index, logs, epoch, step)) if streamed else numbers()
             if not shared:
-                numbers()
                 return
-            # Number and ring under one lock: the loop numbers events too (a file has become durable), and the ring holds
-            # them in the order of their numbers.
-            with numbering:
-                event = new(kind, (numbers(), index, logs, epoch, step))
-                keep(event)
+            entry = (code, index, logs, number, epoch)
             for queue, limit, box in boxes:
-                queue.append(event)
+                queue.append(entry)
                 if len(queue) >= limit:
-                    box.overflow(event)
+                    box.overflow(entry)
             ring()
             if lockstep:
                 self._wait_lockstep(lockstep, hook_name)
@@ -220,7 +215,7 @@ class Dispatcher:
 
         def run(index: int, logs: Logs, epoch: int) -> None:
             hook: Any = None
-            later: list[tuple[Subscriber, Work]] = []
+            later: list[tuple[Subscriber, Entry]] = []
             began = perf_counter()
             try:
                 for hook in inline:
@@ -289,25 +284,24 @@ class Dispatcher:
             self._closed.add(kind)
         wanted = [s for s in self.subscribers if s.begun and kind.hook in s.beside]
         listening = [s for s in wanted if CheckpointSaved.hook in s.beside and kind is not ExceptionRaised]
-        event = self._post(kind, fields, [s for s in wanted if s not in listening])
-        self._withheld = [(s, event) for s in listening]
+        entry = self._post(kind, fields, [s for s in wanted if s not in listening])
+        self._withheld = [(s, entry) for s in listening]
 
     def release_withheld(self) -> bool:
         """Posts what :meth:`close_beside` withheld; False where there was nothing. Called on the loop."""
         withheld, self._withheld = self._withheld, []
-        for subscriber, event in withheld:
-            subscriber.mailbox.put(event)
+        for subscriber, entry in withheld:
+            subscriber.mailbox.put(entry)
         self._wakeup.flush()
         return bool(withheld)
 
     def commit(self, path: str, epoch: int) -> None:
         """A file has become durable. Called on the loop."""
-        with self._numbering:
-            event = CheckpointSaved(self.skip(), path, epoch)
-            self._readers.append(event)
+        number = self._publish(CheckpointSaved, (path, epoch))
+        entry = (CODES[CheckpointSaved.hook], path, epoch, number, epoch)
         for subscriber in self.subscribers:
-            if subscriber.begun and event.hook in subscriber.beside:
-                subscriber.mailbox.put(event)
+            if subscriber.begun and CheckpointSaved.hook in subscriber.beside:
+                subscriber.mailbox.put(entry)
         self._wakeup.flush()
 
     # What they share ------------------------------------------------------------------------------------------------
@@ -315,11 +309,8 @@ class Dispatcher:
     def _run_inline(
         self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
     ) -> None:
-        # Fields are (epoch, logs, step), (step, logs) or (exception,): hooks take (epoch, logs), (logs) or (exception).
-        has_epoch = hook_name in ("on_epoch_begin", "on_epoch_end")
-        epoch = fields[0] if has_epoch else None
-        arguments = fields[:2] if has_epoch else fields[-1:]
-        later: list[tuple[Subscriber, Work]] = []
+        arguments, epoch = _arguments(hook_name, fields)
+        later: list[tuple[Subscriber, Entry]] = []
         try:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
@@ -339,18 +330,27 @@ class Dispatcher:
             if later:
                 self._post_later(later, hook_name)
 
-    def _post(self, kind: type[Any], fields: tuple[Any, ...], wanted: list[Subscriber]) -> Event:
+    def _publish(self, kind: type[Any], fields: tuple[Any, ...]) -> int:
+        """Builds the event for the ring. Number and ring under one lock: the thread and the loop both number events, and the ring
+        holds them in the order of their numbers."""
+        with self._numbering:
+            number = self.skip()
+            self._readers.append(kind(number, *fields))
+        return number
+
+    def _post(self, kind: type[Any], fields: tuple[Any, ...], wanted: list[Subscriber]) -> Entry:
         for field in fields:
             if isinstance(field, Logs):
                 field.freeze()
-        with self._numbering:
-            event: Event = kind(self.skip(), *fields)
-            self._readers.append(event)
+        number = self._publish(kind, fields)
+        arguments, epoch = _arguments(kind.hook, fields)
+        first, second = (*arguments, None)[:2]
+        entry: Entry = (CODES[kind.hook], first, second, number, epoch)
         for subscriber in wanted:
-            self._append(subscriber.mailbox, event)
+            self._append(subscriber.mailbox, entry)
         self._wakeup.flush()
         self._wait_lockstep([s for s in wanted if s.lockstep], kind.hook)
-        return event
+        return entry
 
     def _keep_work(
         self,
@@ -358,21 +358,22 @@ class Dispatcher:
         hook_name: str,
         epoch: int | None,
         result: object,
-        later: list[tuple[Subscriber, Work]],
+        later: list[tuple[Subscriber, Entry]],
     ) -> None:
         coroutine = as_coroutine(result, f"{subscriber.name}.{hook_name}")
         if coroutine is not None:
             snapshots = self.snapshots.of(subscriber.callback)
-            later.append((subscriber, Work(coroutine, hook_name, self.taken, epoch, snapshots)))
+            work = Work(coroutine, hook_name, snapshots)
+            later.append((subscriber, (WORK, work, None, self.taken, epoch)))
 
-    def _post_later(self, later: list[tuple[Subscriber, Work]], hook_name: str) -> None:
+    def _post_later(self, later: list[tuple[Subscriber, Entry]], hook_name: str) -> None:
         """Hands over what the inline hooks of one event returned, after all of them have run."""
-        for subscriber, work in later:
-            self._append(subscriber.mailbox, work)
+        for subscriber, entry in later:
+            self._append(subscriber.mailbox, entry)
         self._wakeup.flush()
         self._wait_lockstep([s for s, _ in later if s.lockstep], hook_name)
 
-    def _append(self, box: Mailbox, entry: Event | Work) -> None:
+    def _append(self, box: Mailbox, entry: Entry) -> None:
         box.queue.append(entry)
         if len(box.queue) >= box.limit:
             box.overflow(entry)
@@ -463,6 +464,13 @@ class _Timed:
             return self.hook(index, logs)
         finally:
             self.spent += perf_counter() - began
+
+
+def _arguments(hook_name: str, fields: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:
+    """What a hook is called with, and the epoch: fields are (epoch, logs, step), (step, logs) or (exception,)."""
+    if hook_name in ("on_epoch_begin", "on_epoch_end"):
+        return fields[:2], fields[0]
+    return fields[-1:], None
 
 
 def as_coroutine(result: object, where: str) -> Coroutine[Any, Any, object] | None:

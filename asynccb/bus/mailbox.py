@@ -6,15 +6,44 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.events import EpochEnd, Event
-
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["Mailbox", "MailboxStatistics", "Marker", "Work"]
+__all__ = ["CODES", "HOOKS", "MARKER", "WORK", "Entry", "Mailbox", "MailboxStatistics", "Work", "hook_of", "marker"]
+
+
+HOOKS = (
+    "on_train_begin",
+    "on_train_end",
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_begin",
+    "on_test_end",
+    "on_test_batch_begin",
+    "on_test_batch_end",
+    "on_predict_begin",
+    "on_predict_end",
+    "on_predict_batch_begin",
+    "on_predict_batch_end",
+    "on_exception",
+    "on_checkpoint_saved",
+)
+CODES = {hook: code for code, hook in enumerate(HOOKS)}
+WORK = len(HOOKS)
+MARKER = WORK + 1
+
+Entry = tuple[int, Any, Any, int, int | None]
+"""What lies in a mailbox: (code, first, second, seq, epoch).
+
+``code`` is the position of the hook in HOOKS, and ``first`` and ``second`` are its arguments (``first`` alone where the hook takes one);
+or WORK with a :class:`Work` as ``first``; or MARKER with a future as ``first``. A plain tuple of one shape, because the consumer takes
+tens of thousands a second apart: of a named tuple that costs half as much again, and a test of its kind as much as the hook.
+"""
 
 
 class Work(NamedTuple):
@@ -22,8 +51,6 @@ class Work(NamedTuple):
 
     coroutine: Coroutine[Any, Any, object]
     hook: str
-    seq: int
-    epoch: int | None
     snapshots: tuple[Snapshot, ...] = ()
 
     def discard(self) -> None:
@@ -33,10 +60,18 @@ class Work(NamedTuple):
             snapshot.release()
 
 
-class Marker(NamedTuple):
-    """``done`` is set when the consumer has finished everything that lay before it."""
+def marker(done: asyncio.Future[None]) -> Entry:
+    """An entry that sets ``done`` when everything before it is done."""
+    return (MARKER, done, None, -1, None)
 
-    done: asyncio.Future[None]
+
+def hook_of(entry: Entry) -> str:
+    """The name of the hook that an entry stands for; ``""`` for a marker."""
+    code = entry[0]
+    if code < WORK:
+        return HOOKS[code]
+    hook: str = entry[1].hook if code == WORK else ""
+    return hook
 
 
 class MailboxStatistics(NamedTuple):
@@ -59,15 +94,15 @@ class MailboxStatistics(NamedTuple):
     lost: int
 
 
-Entry = Event | Work | Marker
-
-_KEPT_HOOKS = frozenset({"on_train_begin", "on_train_end", "on_exception"})
+_NOTHING: Entry = (MARKER, None, None, -1, None)
+_EPOCH_END = CODES["on_epoch_end"]
+_KEPT = frozenset({"", "on_train_begin", "on_train_end", "on_exception"})
 
 
 class Mailbox:
     """A bounded queue with a thread's side (``append`` and ``overflow``) and a loop's side (``take``).
 
-    The hot path of the thread is ``queue.append(event)`` and a comparison of ``len(queue)`` with ``limit``; ``overflow`` is
+    The hot path of the thread is ``queue.append(entry)`` and a comparison of ``len(queue)`` with ``limit``; ``overflow`` is
     called when the limit is reached: the event goes in first.
 
     Args:
@@ -87,7 +122,7 @@ class Mailbox:
         self.owner = owner
         self.policy = policy
         self.bound = bound
-        self.queue: deque[Any] = deque()
+        self.queue: deque[Entry] = deque()
         self.idle = False  # until the consumer parks: it may begin with entries that already lie here
         self.handled = 0
         self.lost = 0
@@ -96,7 +131,7 @@ class Mailbox:
         self.peak = 0
         # "latest" is looked at with every second entry: what waits is never more than one of each hook.
         self.limit = {"wait": bound, "drop_oldest": bound + 1, "latest": 2}[policy]
-        self.take: Callable[[], Any] = self.queue.popleft if policy == "wait" else self._take_locked
+        self.take: Callable[[], Entry] = self.queue.popleft if policy == "wait" else self._take_locked
         self._wait_for_room = wait_for_room
         # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue meanwhile. A
         # mailbox that waits drops nothing, so its consumer takes without a lock.
@@ -113,14 +148,14 @@ class Mailbox:
         with self._dropping:  # the training thread may be looking through the queue for what to drop
             self.queue.append(entry)
 
-    def overflow(self, entry: Event | Work) -> None:
+    def overflow(self, entry: Entry) -> None:
         """Called on the training thread after ``entry`` was appended and ``limit`` is reached."""
         self.peak = max(self.peak, len(self.queue))
-        if _always_kept(entry):
+        if hook_of(entry) in _KEPT:
             return
         if self.policy == "wait":
             # An epoch end passes the bound, so that closing books is not held by batches; twice the bound holds all.
-            if not isinstance(entry, EpochEnd) or len(self.queue) >= 2 * self.bound:
+            if entry[0] != _EPOCH_END or len(self.queue) >= 2 * self.bound:
                 self.held += 1
                 self._wait_for_room(self, self._has_room)
         elif self.policy == "latest":
@@ -137,37 +172,41 @@ class Mailbox:
     def discard_all(self) -> int:
         """Empties the mailbox at the end: coroutines are closed, snapshots released, markers told. Returns what was lost."""
         lost = 0
-        while (entry := self._take_locked()) is not None:
-            if isinstance(entry, Marker):
-                if not entry.done.done():
-                    entry.done.set_result(None)
+        while self.queue:
+            entry = self._take_locked()
+            code, first, *_ = entry
+            if code == MARKER:
+                if first is not None and not first.done():
+                    first.set_result(None)
                 continue
             lost += 1
-            if isinstance(entry, Work):
-                entry.discard()
+            if code == WORK:
+                first.discard()
         self.lost += lost
         return lost
 
     def _has_room(self) -> bool:
         return len(self.queue) <= self.bound // 2
 
-    def _take_locked(self) -> Any:
+    def _take_locked(self) -> Entry:
         with self._dropping:
-            return self.queue.popleft() if self.queue else None
+            # Empty where the training thread has dropped what the consumer saw: an entry that does nothing.
+            return self.queue.popleft() if self.queue else _NOTHING
 
     def _drop_oldest(self) -> None:
         with self._dropping:
             while len(self.queue) > self.bound:
-                at = self._first(lambda entry: not (_always_kept(entry) or isinstance(entry, EpochEnd)))
+                at = self._first(lambda entry: entry[0] != _EPOCH_END and hook_of(entry) not in _KEPT)
                 if at is None:  # nothing but epoch ends, which are dropped last
-                    at = self._first(lambda entry: not _always_kept(entry))
+                    at = self._first(lambda entry: hook_of(entry) not in _KEPT)
                 if at is None:
                     return
                 self._drop(at)
 
-    def _drop_older(self, newest: Event | Work) -> None:
+    def _drop_older(self, newest: Entry) -> None:
+        hook = hook_of(newest)
         with self._dropping:
-            while (at := self._first(lambda entry: not _always_kept(entry) and entry.hook == newest.hook)) is not None:
+            while (at := self._first(lambda entry: hook_of(entry) == hook)) is not None:
                 if self.queue[at] is newest:
                     return
                 self._drop(at)
@@ -179,9 +218,5 @@ class Mailbox:
         entry = self.queue[at]
         del self.queue[at]
         self.dropped += 1
-        if isinstance(entry, Work):
-            entry.discard()
-
-
-def _always_kept(entry: Entry) -> bool:
-    return isinstance(entry, Marker) or entry.hook in _KEPT_HOOKS
+        if entry[0] == WORK:
+            entry[1].discard()

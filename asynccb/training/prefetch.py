@@ -135,8 +135,8 @@ class AsyncFeed:
 
     def _put(self, item: Any) -> None:
         self._fetched.append(item)
-        if self._control is not None and self._control.waiting is not None:
-            self._control.notify()
+        if self._control is not None:
+            self._control.nudge()
 
     def _rung(self) -> None:
         if self._bell is not None and not self._bell.done():
