@@ -33,7 +33,7 @@ def adapt(model: object) -> Model:
         return model
     if not callable(getattr(model, "train_batch", None)):
         raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
-    return cast("Model", BareModel(model))
+    return BareModel(model)
 
 
 class BareModel:
@@ -59,11 +59,11 @@ class BareModel:
         """The object's own, else empty: not known before it trains."""
         return tuple(getattr(self.user_model, "metrics_names", None) or ())
 
-    def check_ready(self, training: bool) -> None:
+    def check_ready(self, *, training: bool) -> None:
         """Asks the object's own ``check_ready``, if it has one."""
         own = getattr(self.user_model, "check_ready", None)
         if callable(own):
-            own(training)
+            own(training=training)
 
     def check_data(
         self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True

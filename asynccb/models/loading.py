@@ -50,8 +50,10 @@ class _Plan:
     """Reads the header without allocating anything, then makes the model from the arrays."""
 
     def expect(self, header: Header) -> Expected:
-        self._header = header
-        parsed = config.model_from_config(header.model_config)
+        if header.model_config is None:
+            raise ArgumentError("model_config", None, "is missing: the file holds weights, not a model")
+        self._header, self._config = header, header.model_config
+        parsed = config.model_from_config(self._config)
         if parsed.input_shape is None:
             raise ArgumentError("model_config", None, "has no input shape")
         self._layout: list[LayerLayout] = []
@@ -82,7 +84,7 @@ class _Plan:
         trainable = [array for array, flag in zip(weights, flags, strict=True) if flag]
         frozen = [array for array, flag in zip(weights, flags, strict=True) if not flag]
         state = SequentialState(
-            config=self._header.model_config,
+            config=self._config,
             compiled=self._compiled,
             layout=tuple(self._layout),
             params=pack(trainable, self._dtype),

@@ -44,6 +44,8 @@ class Sequential(Stack):
             set, other threads are refused with ``ModelBusy`` instead of getting half-updated weights.
     """
 
+    has_test = has_predict = has_capture = True
+
     def __init__(
         self,
         layers: Sequence[Layer] | None = None,
@@ -123,7 +125,7 @@ class Sequential(Stack):
         """``"min"`` for losses, ``"max"`` for accuracies (``val_`` or not), None for other names."""
         return metrics_room.direction(metric)
 
-    def check_ready(self, training: bool) -> None:
+    def check_ready(self, *, training: bool) -> None:
         """Refuses a model that cannot be used as it stands.
 
         Args:
@@ -157,7 +159,7 @@ class Sequential(Stack):
         Raises:
             ArgumentError: naming the argument, what was given and what is wanted.
         """
-        self.check_ready(training)
+        self.check_ready(training=training)
         first = self.layers[0]
         classes = first.input_dim if isinstance(first, Embedding) else None
         x = checking.check_inputs(x, self._input_shape, classes, name)
@@ -318,9 +320,13 @@ class Sequential(Stack):
 
     def __getstate__(self) -> dict[str, Any]:
         # Live buffers and bound calls stay behind: a copy is rebuilt from config, as a file would be.
-        return {"config": self.get_config(), "state": self.capture() if self.built else None}
+        state = self.capture() if self.built else None
+        return {"config": self.get_config(), "compiled": self._compiled, "state": state}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         self.__dict__.update(vars(type(self).from_config(pickled["config"])))
         if pickled["state"] is not None:
             self._restore(pickled["state"])
+        elif pickled["compiled"] is not None:
+            compiled = pickled["compiled"]
+            self.compile(optimizers.from_config(compiled.optimizer), compiled.loss, compiled.metrics)

@@ -10,7 +10,7 @@ import numpy as np
 from asynccb.errors import ArgumentError, ModelBusy, in_words
 from asynccb.models import config
 from asynccb.models.layers import Embedding, Layer
-from asynccb.models.layers.base import shape_of
+from asynccb.models.layers.base import check_name, shape_of
 from asynccb.models.names import numbered, snake_case
 from asynccb.models.network import Network
 from asynccb.models.summary import summary_lines
@@ -42,7 +42,7 @@ class Stack:
             isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0
         ):
             raise ArgumentError("seed", seed, "must be None or a whole number that is not negative")
-        self.name = name or "sequential"
+        self.name = "sequential" if name is None else check_name(name)
         self.layers: list[Layer] = []
         self.training_thread: int | None = None
         self._seed = None if seed is None else int(seed)

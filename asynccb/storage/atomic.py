@@ -8,6 +8,7 @@ the old name.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import warnings
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ from asynccb.errors import CheckpointWriteError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_LONGEST = 200  # characters of the name that the temporary name repeats; file systems allow 255 bytes in all
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:
@@ -35,13 +37,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -
             warning instead: the new file is in place, and might be gone after a power cut.
     """
     path = os.fspath(path)
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}{_SUFFIX}")
+    target = os.path.realpath(path)  # a link stays a link; what it leads to is replaced
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:_LONGEST]}.{secrets.token_hex(4)}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
         write(temporary)
         _sync_file(temporary)
-        os.replace(temporary, os.path.join(folder, name))
+        os.replace(temporary, target)
     except Exception as error:
         _remove(temporary)
         raise CheckpointWriteError(path, error) from error
@@ -53,7 +56,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -
 
 def is_temporary(name: str) -> bool:
     """Whether a file name is one that :func:`atomic_write` gives to its temporary files."""
-    return name.startswith(".") and name.endswith(_SUFFIX) and name.count(".") >= 3
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _sync_file(path: str) -> None:

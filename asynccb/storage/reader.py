@@ -109,8 +109,6 @@ class _Walk:
 
 def _header(path: str, file: Any, h5py: Any) -> Header:
     model_config = _json(path, file, "model_config", h5py)
-    if model_config is None:
-        raise FileRefused(path, "it holds no model_config, so it is no model file")
     training_config = _json(path, file, "training_config", h5py)
     return Header(model_config, training_config, _json(path, file, "asynccb_state", h5py) or {})
 
@@ -131,7 +129,19 @@ def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
     return value
 
 
+def _check_groups(path: str, file: Any, expected: Expected) -> None:
+    """The layers with weights must be those of the model; a larger file is another model's."""
+    layers = file.get("layers")
+    groups = {} if layers is None else {name: layers[name].get("vars") for name in layers}
+    held = {name for name, group in groups.items() if group is not None and len(group)}
+    wanted = {name for name, shapes in expected.layers.items() if shapes}
+    if held != wanted:
+        missing, foreign = sorted(wanted - held), sorted(held - wanted)
+        raise FileRefused(path, f"its layers are others: it lacks {missing} and has {foreign} beside")
+
+
 def _arrays(path: str, file: Any, expected: Expected, size: int) -> Contents:
+    _check_groups(path, file, expected)
     places = [(f"layers/{group}/vars", shapes, "f") for group, shapes in expected.layers.items()]
     count = sum(len(shapes) for _, shapes, _ in places)
     if expected.optimizer is not None:

@@ -41,9 +41,9 @@ class ModelFile(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The JSON of a file, read before any array."""
+    """The JSON of a file; ``model_config`` is None in files of weights that others wrote."""
 
-    model_config: dict[str, Any]
+    model_config: dict[str, Any] | None
     training_config: dict[str, Any] | None
     extra: dict[str, Any]
 

@@ -117,9 +117,7 @@ class Layer:
     """
 
     def __init__(self, name: str | None = None, input_shape: Sequence[int] | int | None = None) -> None:
-        if name is not None and (not isinstance(name, str) or not name or "/" in name or name == "."):
-            raise ArgumentError("name", name, "must be a non-empty string without a slash")
-        self.name: str = name or ""
+        self.name: str = "" if name is None else check_name(name)
         self.input_shape = None if input_shape is None else shape_of("input_shape", input_shape)
         self.weights: list[Weight] = []
         self.built = False
@@ -168,6 +166,13 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name or '(unnamed)'}>"
+
+
+def check_name(name: object) -> str:
+    """A name that can be part of a path inside a file."""
+    if not isinstance(name, str) or not name or name == "." or "/" in name or "\0" in name:
+        raise ArgumentError("name", name, "must be a non-empty string without a slash")
+    return name
 
 
 def shape_of(argument: str, given: Sequence[int] | int) -> Shape:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from asynccb.errors import ArgumentError, in_words
 from asynccb.models import initializers
 from asynccb.models.arrays import aligned
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
@@ -73,7 +74,13 @@ class _Look(Operation["Array"]):
 
     def infer(self, x: Array) -> Array:
         self._x = x
-        return np.take(self._table, x, axis=0, out=self.buffers(x.shape, self._table.dtype), mode="raise")
+        out = self.buffers(x.shape, self._table.dtype)
+        # numpy fills ``out`` by way of a copy unless it need not check the indices, so they are checked
+        # first.
+        if x.size and not 0 <= int(x.min()) <= int(x.max()) < len(self._table):
+            allowed = f"the Embedding's input_dim is {len(self._table)}"
+            raise ArgumentError("x", in_words(f"numbers from {x.min()} to {x.max()}"), allowed)
+        return np.take(self._table, x, axis=0, out=out, mode="clip")
 
     def back(self, g: Array) -> Array:
         table = self._g_table
