@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+
+from asynccb.errors import ArgumentError
+from asynccb.models import Dense, Sequential, adapt
+from asynccb.protocols import Batch, Model
+
+BATCH = Batch([1.0], [2.0], None, 1)
+
+
+class Bare:
+    def __init__(self):
+        self.calls = []
+
+    def train_batch(self, batch):
+        self.calls.append(("train", batch))
+        return {"loss": 1.0}
+
+
+class Gated(Bare):
+    def train_batch(self, batch, before_update=None):
+        self.calls.append("forward")
+        if before_update is not None:
+            before_update()
+        self.calls.append("update")
+        return {"loss": 1.0}
+
+
+class Full(Bare):
+    metrics_names = ("loss", "score")
+
+    def test_batch(self, batch):
+        return {"loss": 2.0}
+
+    def predict_batch(self, batch):
+        return "outputs"
+
+    def capture(self):
+        return "state"
+
+    def direction(self, metric):
+        return "max" if metric == "score" else None
+
+    def check_data(self, x, y, sample_weight, *, name="x", training=True):
+        self.calls.append((x, y, sample_weight, name, training))
+
+    def check_ready(self, *, training):
+        self.calls.append(training)
+
+
+def test_a_sequential_is_taken_as_it_is():
+    model = Sequential([Dense(1, input_dim=1)])
+    assert adapt(model) is model
+
+
+def test_the_smallest_model_is_an_object_with_train_batch():
+    bare = Bare()
+    model = adapt(bare)
+    assert isinstance(model, Model)
+    assert model.user_model is bare
+    assert model.train_batch(BATCH) == {"loss": 1.0}
+    assert bare.calls == [("train", BATCH)]
+    assert tuple(model.metrics_names) == ()
+    assert (model.direction("val_loss"), model.direction("acc")) == ("min", None)
+    model.check_data(None, None, None)
+    model.check_ready(training=True)
+    assert [model.has_test, model.has_predict, model.has_capture] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model.test_batch(BATCH),
+            r"test_batch is needed to validate and to evaluate. Add test_batch\(",
+        ),
+        (
+            lambda model: model.predict_batch(BATCH),
+            r"predict_batch is needed to predict. Add predict_batch\(",
+        ),
+        (lambda model: model.capture(), r"capture is needed for snapshots and checkpoints. Add capture\("),
+    ],
+)
+def test_what_a_bare_model_lacks_is_named_when_it_is_asked_for(call, message):
+    with pytest.raises(ArgumentError, match=message):
+        call(adapt(Bare()))
+
+
+def test_a_model_that_can_be_gated_gets_the_gate_at_its_update():
+    gated = Gated()
+    adapt(gated).train_batch(BATCH, before_update=lambda: gated.calls.append("gate"))
+    assert gated.calls == ["forward", "gate", "update"]
+
+
+def test_a_model_that_cannot_be_gated_is_gated_as_a_whole():
+    """Without this its parameters would be overwritten while somebody still copies them."""
+    bare = Bare()
+    adapt(bare).train_batch(BATCH, before_update=lambda: bare.calls.append("gate"))
+    assert bare.calls == ["gate", ("train", BATCH)]
+
+
+def test_all_that_the_object_has_is_used():
+    full = Full()
+    model = adapt(full)
+    assert model.metrics_names == ("loss", "score")
+    assert model.test_batch(BATCH) == {"loss": 2.0}
+    assert model.predict_batch(BATCH) == "outputs"
+    assert model.capture() == "state"
+    assert model.direction("score") == "max"
+    model.check_ready(training=False)
+    model.check_data(1, 2, 3, name="validation_data", training=False)
+    assert full.calls == [False, (1, 2, 3, "validation_data", False)]
+
+
+def test_a_class_is_refused_with_the_call_to_write():
+    with pytest.raises(ArgumentError, match=r"is a class, not an instance. Write Bare\(\.\.\.\)"):
+        adapt(Bare)
+
+
+@pytest.mark.parametrize("thing", [None, 3, "model", object(), [Dense(1)]])
+def test_what_cannot_train_is_refused_with_what_a_model_is(thing):
+    with pytest.raises(ArgumentError, match="a model is a Sequential, or any object with train_batch"):
+        adapt(thing)
