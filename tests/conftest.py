@@ -18,6 +18,7 @@ import gc
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -110,8 +111,16 @@ def _open_files() -> set[tuple[str, str]]:
     return found
 
 
-def _temporary_files() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if "asynccb" in name}
+# What asynccb.storage.atomic names its files until they are whole.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+def _temporary_files(folder: Path | None = None) -> set[str]:
+    """What lies in the folder for temporary files, and half-written files in ``folder``."""
+    found = set(os.listdir(tempfile.gettempdir()))
+    if folder is not None:
+        found |= {str(path) for path in folder.rglob(".*.tmp") if _UNFINISHED.fullmatch(path.name)}
+    return found
 
 
 def _settings() -> dict[str, Any]:
@@ -146,6 +155,16 @@ class _Complaints(logging.Handler):
         self.said.append(self.format(record))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_folder_for_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What appears there is from these tests and not from a neighbour on the same host."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("temporary"))
+        patch.setattr("tempfile.tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _cheap_collections() -> None:
     """Takes what is loaded by now out of the collector's sight: collecting after each test is cheap then."""
@@ -154,7 +173,7 @@ def _cheap_collections() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_in_the_process(_cheap_collections: None) -> Iterator[None]:
+def _nothing_left_in_the_process(request: pytest.FixtureRequest, _cheap_collections: None) -> Iterator[None]:
     threads, files, temporary, settings = _threads(), _open_files(), _temporary_files(), _settings()
     complaints = _Complaints()
     logger = logging.getLogger("asyncio")
@@ -169,7 +188,8 @@ def _nothing_left_in_the_process(_cheap_collections: None) -> Iterator[None]:
     faults += [
         f"an open file is left behind: {number} -> {target}" for number, target in _left(files, _open_files)
     ]
-    faults += [f"a temporary file is left behind: {name}" for name in _temporary_files() - temporary]
+    unfinished = _temporary_files(request.node.funcargs.get("tmp_path")) - temporary
+    faults += [f"a temporary file is left behind: {name}" for name in unfinished]
     faults += [
         f"{name} is not what it was: {now!r}" for name, now in _settings().items() if now != settings[name]
     ]

@@ -82,9 +82,13 @@ MISBEHAVING = """
         kept.append(open(tmp_path / "the leaked one", "w"))
 
     def test_temporary_file():
-        handle, path = tempfile.mkstemp(prefix="asynccb-")
+        handle, path = tempfile.mkstemp(prefix="ours-")
         os.close(handle)
         kept.append(path)
+
+    def test_half_written_file(tmp_path):
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / ".w.h5.0123abcd.tmp").touch()
 
     def test_signal_handler():
         signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -186,7 +190,8 @@ CLEAN = """
 FAULTS = {
     "test_thread": "a thread is left behind: <Thread(the leaked one",
     "test_open_file": "an open file is left behind",
-    "test_temporary_file": "a temporary file is left behind: asynccb-",
+    "test_temporary_file": "a temporary file is left behind: ours-",
+    "test_half_written_file": "logs/.w.h5.0123abcd.tmp",
     "test_signal_handler": "the handler of SIGUSR1 is not what it was",
     "test_stdout": "the standard streams are not what they were",
     "test_switch_interval": "the switch interval is not what it was: 0.123",
@@ -208,8 +213,9 @@ FAULTS = {
 def said(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     """What pytest says of each misbehaving and each clean test, by its name; all run in one other process."""
     folder = tmp_path_factory.mktemp("guards")
+    conftest = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
     files = {
-        "tests/conftest.py": Path(__file__).with_name("conftest.py").read_text(encoding="utf-8"),
+        "tests/conftest.py": conftest.replace("GRACE = 2.0", "GRACE = 0.5"),
         "pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function\n",
         "asynccb/__init__.py": "",
         "asynccb/callbacks.py": OURS,
