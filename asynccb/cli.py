@@ -20,7 +20,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import asynccb
 from asynccb.callbacks import Callback, CSVLogger, ModelCheckpoint, TensorBoard
 from asynccb.errors import AsynccbError
 from asynccb.models import Activation, Dense, Dropout, Sequential
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
 
     Raises:
-        SystemExit: wrong usage (2), or ``--help`` and ``--version`` (0).
+        SystemExit: wrong usage (2), or ``--help`` (0).
     """
     options = _parser().parse_args(arguments)
     try:
@@ -70,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asynccb", description="Await a training: callbacks that never make a batch wait."
     )
-    parser.add_argument("--version", action="version", version=f"asynccb {asynccb.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     demo = commands.add_parser(
         "demo",
