@@ -12,6 +12,7 @@ import inspect
 import itertools
 import threading
 import warnings
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher", "Emit", "Subscriber"]
 
 SLOW = 0.1
-"""Seconds: inline batch hooks that take longer than this are looked at by the slow-callback warning."""
+"""Seconds: inline hooks are looked at by the slow-callback warning where a batch with them takes longer than this."""
 
 Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
 
@@ -186,18 +187,34 @@ class Dispatcher:
         beside = [s for s in self.subscribers if hook_name in s.beside]
         lockstep = [s for s in beside if s.lockstep]
         boxes = tuple((s.mailbox.queue, s.mailbox.limit, s.mailbox) for s in beside)
-        shared = bool(boxes)
-        if not inline and not shared and not self._readers.wanted:
+        streamed = self._readers.wanted
+        if not inline and not boxes and not streamed:
             return None
         code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
-        streamed, run_inline = self._readers.wanted, self._batch_hooks(hook_name, inline)
+        keep_work, snapshots, clock = self._keep_work, self.snapshots, self._clock
+        slow_step = clock.watch(hook_name, inline)
 
         def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
-            if inline:
-                run_inline(index, logs, epoch)
+            hook: Any = None
+            later: list[tuple[Subscriber, Entry]] | None = None
+            try:
+                for hook in inline:
+                    result = hook(index, logs)
+                    if result is not None:
+                        later = keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
+            except BaseException as error:
+                self._failed(InlineFailure(self._owner(hook, hook_name), hook_name, self.taken, epoch, error))
+                raise
+            finally:
+                if later is not None:
+                    self._post_later(later, hook_name)
+                if snapshots.taken:
+                    snapshots.forget()
+            if slow_step is not None:
+                slow_step()
             logs.__class__ = frozen
             number = self._publish(kind, (index, logs, epoch, step)) if streamed else numbers()
-            if not shared:
+            if not boxes:
                 return
             entry = (code, index, logs, number, epoch)
             for queue, limit, box in boxes:
@@ -209,31 +226,6 @@ class Dispatcher:
                 self._wait_lockstep(lockstep, hook_name)
 
         return emit
-
-    def _batch_hooks(self, hook_name: str, inline: list[Any]) -> Callable[[int, Logs, int], None]:
-        snapshots, clock = self.snapshots, self._clock
-
-        def run(index: int, logs: Logs, epoch: int) -> None:
-            hook: Any = None
-            later: list[tuple[Subscriber, Entry]] = []
-            began = perf_counter()
-            try:
-                for hook in inline:
-                    result = hook(index, logs)
-                    if result is not None:
-                        self._keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
-            except BaseException as error:
-                self._failed(InlineFailure(self._owner(hook, hook_name), hook_name, self.taken, epoch, error))
-                raise
-            finally:
-                if later:
-                    self._post_later(later, hook_name)
-                if snapshots.taken:
-                    snapshots.forget()
-            if perf_counter() - began > SLOW:
-                clock.notice(hook_name, inline, perf_counter() - began)
-
-        return run
 
     def _always(self, kind: type[Any]) -> Emitter:
         """The emitter of an event that is always built: epochs and evaluations."""
@@ -310,7 +302,7 @@ class Dispatcher:
         self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
     ) -> None:
         arguments, epoch = _arguments(hook_name, fields)
-        later: list[tuple[Subscriber, Entry]] = []
+        later: list[tuple[Subscriber, Entry]] | None = None
         try:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
@@ -321,13 +313,13 @@ class Dispatcher:
                 try:
                     result = hook(*arguments)
                     if result is not None:
-                        self._keep_work(subscriber, hook_name, epoch, result, later)
+                        later = self._keep_work(subscriber, hook_name, epoch, result, later)
                 except BaseException as error:
                     self._failed(InlineFailure(subscriber, hook_name, self.taken, epoch, error))
                     raise
         finally:
             self.snapshots.forget()
-            if later:
+            if later is not None:
                 self._post_later(later, hook_name)
 
     def _publish(self, kind: type[Any], fields: tuple[Any, ...]) -> int:
@@ -358,13 +350,14 @@ class Dispatcher:
         hook_name: str,
         epoch: int | None,
         result: object,
-        later: list[tuple[Subscriber, Entry]],
-    ) -> None:
+        later: list[tuple[Subscriber, Entry]] | None,
+    ) -> list[tuple[Subscriber, Entry]] | None:
+        """``later`` with the coroutine in it that an inline hook returned, if it is one."""
         coroutine = as_coroutine(result, f"{subscriber.name}.{hook_name}")
-        if coroutine is not None:
-            snapshots = self.snapshots.of(subscriber.callback)
-            work = Work(coroutine, hook_name, snapshots)
-            later.append((subscriber, (WORK, work, None, self.taken, epoch)))
+        if coroutine is None:
+            return later
+        work = Work(coroutine, hook_name, self.snapshots.of(subscriber.callback))
+        return [*(later or ()), (subscriber, (WORK, work, None, self.taken, epoch))]
 
     def _post_later(self, later: list[tuple[Subscriber, Entry]], hook_name: str) -> None:
         """Hands over what the inline hooks of one event returned, after all of them have run."""
@@ -416,33 +409,47 @@ class HookSnapshots:
 class SlowHooks:
     """Warns of inline batch hooks that are slow beside the batches, as Keras does, and names the callback.
 
-    Keras 2's rule: the median of the last ten calls is over 0.1 s and over 0.95 of a batch. It is applied to the calls
-    over 0.1 s, of which six among the last ten make such a median. Costs nothing while hooks are quick: the hooks of an
-    event are timed one by one from its first slow call on.
+    Keras 2's rule: the median of the last ten calls is over 0.1 s and over 0.95 of a batch. Here a batch is the time from one
+    end of a batch to the next, the hooks under observation left out. One look at the clock for each batch: the hooks
+    themselves are timed from the first batch on that takes over 0.1 s.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, list[tuple[float, float]]] = {}
-        self._warned: set[str] = set()
+        self._last = float("inf")
+        self._watched: dict[str, list[Any]] = {}
+        self._warned = False
 
-    def notice(self, hook_name: str, hooks: list[Any], seconds: float) -> None:
-        """A call of all inline hooks ``hook_name`` took ``seconds``, which is over 0.1."""
-        seen = self._seen.setdefault(hook_name, [])
-        seen.append((perf_counter(), seconds))
-        if len(seen) == 1:
-            hooks[:] = [_Timed(hook) for hook in hooks]
-        if hook_name in self._warned or len(seen) < 6:
+    def watch(self, hook_name: str, hooks: list[Any]) -> Callable[[], None] | None:
+        """Answers what to call after the hooks of a batch's end; None for the other events, whose hooks it times too."""
+        if hook_name not in (BatchBegin.hook, BatchEnd.hook) or not hooks:
+            return None
+        self._watched[hook_name] = hooks
+        return self._step if hook_name == BatchEnd.hook else None
+
+    def _step(self) -> None:
+        last, self._last = self._last, perf_counter()
+        if self._last - last > SLOW and not self._warned:
+            self._look(self._last - last)
+
+    def _look(self, step: float) -> None:
+        timed = [hook for hooks in self._watched.values() for hook in hooks if isinstance(hook, _Timed)]
+        if not timed:
+            for hooks in self._watched.values():
+                hooks[:] = [_Timed(hook) for hook in hooks]
             return
-        (first, _), (last, _) = seen[-6], seen[-1]
-        hooked = sum(spent for _, spent in seen[-5:])
-        if hooked < 0.95 * ((last - first) - hooked):
-            return
-        self._warned.add(hook_name)
-        slowest = max(hooks, key=lambda timed: timed.spent, default=None)
-        owner = type(getattr(getattr(slowest, "hook", None), "__self__", None)).__name__
-        median = sorted(spent for _, spent in seen[-6:])[3]
+        spent = sum(hook.newest for hook in timed)
+        for hook in timed:
+            hook.samples.append(hook.newest if spent > 0.95 * (step - spent) else 0.0)
+        slowest = max(timed, key=_Timed.median)
+        if slowest.median() > SLOW:
+            self._warned = True
+            self._warn(slowest)
+
+    def _warn(self, slowest: _Timed) -> None:
+        owner = type(getattr(slowest.hook, "__self__", slowest.hook)).__name__
+        name = getattr(slowest.hook, "__name__", "hook")
         warnings.warn(
-            f"Method {hook_name}() of {owner} is slow compared to the batch update ({median:f} s). "
+            f"Method {name}() of {owner} is slow compared to the batch update ({slowest.median():f} s). "
             "Check your callbacks, or make the hook `async def`: then no batch waits for it",
             UserWarning,
             stacklevel=2,
@@ -452,18 +459,23 @@ class SlowHooks:
 class _Timed:
     """An inline hook under observation."""
 
-    __slots__ = ("hook", "spent")
+    __slots__ = ("hook", "newest", "samples")
 
     def __init__(self, hook: Callable[[int, Logs], object]) -> None:
         self.hook = hook
-        self.spent = 0.0
+        self.newest = 0.0
+        self.samples: deque[float] = deque(maxlen=10)
 
     def __call__(self, index: int, logs: Logs) -> object:
         began = perf_counter()
         try:
             return self.hook(index, logs)
         finally:
-            self.spent += perf_counter() - began
+            self.newest = perf_counter() - began
+
+    def median(self) -> float:
+        """Of the last ten calls; those that are not yet there count as quick."""
+        return sorted([*self.samples, *[0.0] * (10 - len(self.samples))])[5]
 
 
 def _arguments(hook_name: str, fields: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:
