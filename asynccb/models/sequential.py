@@ -59,11 +59,12 @@ class Sequential(Stack):
         self._metrics: tuple[str, ...] = ()
         self._compiled: config.Compiled | None = None
         self._step: Step | None = None
+        self._blueprint: tuple[dict[str, Any], tuple[files.LayerLayout, ...]] | None = None
         super().__init__(layers, name, seed, dtype)
 
     def _unbind(self) -> None:
         super()._unbind()
-        self._step = None
+        self._step = self._blueprint = None
 
     def compile(
         self,
@@ -208,10 +209,14 @@ class Sequential(Stack):
             own = self.optimizer
             slots = {slot: flat.copy() for slot, flat in own.slots.items()}
             optimizer = OptimizerState(own.iterations, own.learning_rate, slots, own.slots_by_variable)
+        if (
+            self._blueprint is None
+        ):  # the same for all states of a training, and dearer than copying small weights
+            self._blueprint = (self.get_config(), files.layout_of(self.layers))
         return SequentialState(
-            config=self.get_config(),
+            config=self._blueprint[0],
             compiled=self._compiled,
-            layout=files.layout_of(self.layers),
+            layout=self._blueprint[1],
             params=network.params.copy(),
             frozen=network.frozen.copy(),
             optimizer=optimizer,

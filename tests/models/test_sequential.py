@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -59,6 +62,28 @@ def test_equal_seeds_give_equal_bytes():
     one, other = make(seed=3), make(seed=3)
     assert train(one) == train(other)
     assert all_bytes(one) == all_bytes(other)
+
+
+def test_two_processes_give_equal_bytes(tmp_path):
+    """Weights, slots and the dropout stream, in the file of a model that has trained."""
+    code = (
+        "import sys, numpy as np\n"
+        "from asynccb.models import Dense, Dropout, Sequential\n"
+        "from asynccb.protocols import Batch\n"
+        "layers = [Dense(6, activation='gelu', input_dim=8), Dropout(0.3), Dense(3, 'softmax')]\n"
+        "model = Sequential(layers, seed=7)\n"
+        "model.compile('adam', 'categorical_crossentropy')\n"
+        "rng = np.random.default_rng(0)\n"
+        "for _ in range(20):\n"
+        "    y = np.eye(3)[rng.integers(0, 3, 32)]\n"
+        "    model.train_batch(Batch(rng.standard_normal((32, 8)), y, None, 32))\n"
+        "model.save(sys.argv[1])\n"
+    )
+    paths = [tmp_path / "one.h5", tmp_path / "other.h5"]
+    for path, salt in zip(paths, ("1", "2"), strict=True):
+        environment = {**os.environ, "PYTHONHASHSEED": salt}
+        subprocess.run([sys.executable, "-c", code, path], check=True, env=environment)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_other_seeds_give_other_bytes():
