@@ -26,7 +26,8 @@ class Readers:
     """
 
     def __init__(self, size: int, changed: Callable[[], None]) -> None:
-        self._slots: list[Any] = [None] * size
+        # One slot more than is ever read: the one that is being overwritten, while the count has not yet moved.
+        self._slots: list[Any] = [None] * (size + 1)
         self._size = size
         self._changed = changed
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
@@ -42,7 +43,7 @@ class Readers:
     def append(self, event: Event) -> None:
         """Called by whoever holds the run's event lock."""
         appended = self.appended
-        self._slots[appended % self._size] = event
+        self._slots[appended % len(self._slots)] = event
         # The count moves last: a reader that sees it finds the event in its slot.
         self.appended = appended + 1
 
@@ -74,7 +75,7 @@ class Readers:
         """The event at ``position`` or, where that is overwritten, the oldest one still there, with its position."""
         while position < self.appended:
             position = max(position, self.appended - self._size)
-            event: Event = self._slots[position % self._size]
+            event: Event = self._slots[position % len(self._slots)]
             if self.appended - position <= self._size:
                 return position, event
         return None
@@ -121,6 +122,7 @@ class EventStream:
         """Stops reading; events that only this reader wanted are no longer built."""
         if not self._closed:
             self._closed = True
+            self._held = None
             self._readers.forget(self)
             self.wake()
 
