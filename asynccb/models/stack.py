@@ -64,25 +64,25 @@ class Stack:
         """
         self._check_free("add")
         self._check_layer(layer)
+        shape = self._output_shape if self.layers else layer.input_shape
+        if shape is not None:
+            _shapes_behind([layer], shape)
         taken = {other.name for other in self.layers}
         layer.name = layer.name or numbered(snake_case(type(layer).__name__), taken)
-        if not self.layers and layer.input_shape is not None:
+        layer.in_model = True
+        if not self.layers:
             self._input_shape = self._output_shape = layer.input_shape
         self.layers.append(layer)
         self._unbind()
-        if self._output_shape is not None:
-            try:
-                self._build_layer(len(self.layers) - 1)
-            except ArgumentError:
-                self.layers.pop()
-                raise
+        if shape is not None:
+            self._build_layer(len(self.layers) - 1)
 
     def _check_layer(self, layer: Layer) -> None:
         if isinstance(layer, type):
             raise ArgumentError("layer", layer, "is a class, not an instance", f"Write {layer.__name__}(...)")
         if not isinstance(layer, Layer):
             raise ArgumentError("layer", layer, "must be a layer of asynccb.models, such as Dense(10)")
-        if layer.built or any(layer is other for other in self.layers):
+        if layer.in_model:
             raise ArgumentError(
                 "layer", layer, "is part of a model already", "Make a new one; weights are not shared"
             )
@@ -119,7 +119,9 @@ class Stack:
                     "input_shape", sample, f"the model is built for {self._input_shape} already"
                 )
             return
-        self._input_shape = self._output_shape = shape_of("input_shape", tuple(sample))
+        shape = shape_of("input_shape", tuple(sample))
+        _shapes_behind(self.layers, shape)
+        self._input_shape = self._output_shape = shape
         for index in range(len(self.layers)):
             self._build_layer(index)
 
@@ -218,3 +220,10 @@ class Stack:
 
     def __repr__(self) -> str:
         return f"<Sequential {self.name}: {len(self.layers)} layers>"
+
+
+def _shapes_behind(layers: Sequence[Layer], shape: Shape) -> None:
+    """Raises what a layer has against the shape of its samples, before anything is built."""
+    for layer in layers:
+        layer.weight_specs(shape)
+        shape = layer.output_shape(shape)

@@ -115,14 +115,7 @@ def _attributes(contents: ModelFile) -> Iterator[tuple[str, str]]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} has no place in a config")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _names(group: Any, attribute: str, names: Sequence[str]) -> None:

@@ -283,6 +283,18 @@ def test_a_model_without_input_shape_is_built_by_its_data():
     assert [weight.tobytes() for weight in again.get_weights()] == [w.tobytes() for w in model.get_weights()]
 
 
+def test_a_shape_that_a_layer_cannot_take_leaves_the_model_as_it_was():
+    model = Sequential([Dense(4), BatchNormalization()], seed=1)
+    with pytest.raises(ArgumentError, match="at least one axis"):
+        model.build((None,))
+    assert not model.built
+    model.build((None, 2))
+    with pytest.raises(ArgumentError, match=r"built for \(2,\) already"):
+        model.build((None, 3))
+    with pytest.raises(ArgumentError, match="at least one axis"):
+        Sequential().add(Dense(3, input_shape=()))
+
+
 def test_layers_may_be_added_to_a_model_that_has_trained():
     model = Sequential([Dense(3, input_dim=8)], seed=1)
     model.compile("adam", "mse")
@@ -311,8 +323,8 @@ def test_what_cannot_be_added_is_refused(layer, message):
     assert len(model.layers) == 1
 
 
-def test_a_layer_belongs_to_one_model():
-    layer = Dense(2, input_dim=2)
+@pytest.mark.parametrize("layer", [Dense(2, input_dim=2), Dense(2)], ids=["built", "not built"])
+def test_a_layer_belongs_to_one_model(layer):
     Sequential([layer])
     with pytest.raises(ArgumentError, match="part of a model already"):
         Sequential([layer])
@@ -346,6 +358,8 @@ def test_unknown_names_in_compile_suggest_the_nearest(arguments, message):
         (lambda: Dense(2.5), "positive whole number"),
         (lambda: Dropout(1.0), "less than 1"),
         (lambda: Dropout("half"), "less than 1"),
+        (lambda: Dropout(0.5, seed=-3), "not negative"),
+        (lambda: BatchNormalization(epsilon=0), "must be positive"),
         (lambda: Dense(3, name="a/b"), "without a slash"),
         (lambda: Sequential(name="a/b"), "without a slash"),
         (lambda: Sequential(dtype="float16"), "float32"),

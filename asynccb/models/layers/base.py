@@ -121,6 +121,7 @@ class Layer:
         self.input_shape = None if input_shape is None else shape_of("input_shape", input_shape)
         self.weights: list[Weight] = []
         self.built = False
+        self.in_model = False
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
         """The weights for samples of this shape, in the order of the file. Allocates nothing."""

@@ -36,9 +36,13 @@ class Dropout(Layer):
         super().__init__(name, input_shape)
         if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0.0 <= rate < 1.0:
             raise ArgumentError("rate", rate, "must be at least 0 and less than 1")
+        if seed is not None and (
+            isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0
+        ):
+            raise ArgumentError("seed", seed, "must be None or a whole number that is not negative")
         self.rate = float(rate)
-        self.seed = seed
-        self._rng = np.random.default_rng(seed)
+        self.seed = None if seed is None else int(seed)
+        self._rng = np.random.default_rng(self.seed)
 
     def seed_random(self, rng: np.random.Generator) -> None:
         self._rng = rng if self.seed is None else np.random.default_rng(self.seed)
