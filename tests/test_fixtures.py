@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Stands where asynccb would be imported from: what it does on the loop counts as ours.
 OURS = """
-    import asyncio, threading, time
+    import asyncio, logging, threading, time
 
     async def sleep_on_the_loop():
         time.sleep(0.001)
@@ -45,6 +45,9 @@ OURS = """
 
     async def call(function, *arguments):
         return function(*arguments)
+
+    async def log():
+        logging.getLogger(__name__).error("to where the service has it")
 """
 
 OUR_STORAGE = """
@@ -152,7 +155,7 @@ MISBEHAVING = """
 """
 
 CLEAN = """
-    import asyncio, io, threading, time
+    import asyncio, io, logging, threading, time
     import pytest
     import asynccb.callbacks, asynccb.storage
 
@@ -174,6 +177,15 @@ CLEAN = """
         server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
         async with server, asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(0))
+
+    @pytest.mark.asyncio
+    async def test_may_log_into_a_file(tmp_path):
+        handler = logging.FileHandler(tmp_path / "service.log")
+        logging.getLogger().addHandler(handler)
+        await asynccb.callbacks.log()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        assert (tmp_path / "service.log").read_text()
 
     def test_may_patch_a_stream(monkeypatch):
         monkeypatch.setattr("sys.stdout", io.StringIO())
