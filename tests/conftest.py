@@ -64,8 +64,8 @@ SYNCHRONOUS = tuple(
     os.path.join(PACKAGE, *room) for room in [("models", ""), ("storage", ""), ("training", "snapshot.py")]
 )
 
-# Not ours to move: where the service lets its log go, reading source lines for a traceback or a warning, and the
-# moment until a new thread runs. Importing a module at its first use is judged by LONGEST_STEP alone.
+# Not ours to move: where the service lets its log go, reading source lines for a traceback or a warning, and
+# the moment until a new thread runs. Importing a module at its first use is judged by LONGEST_STEP alone.
 _FORGIVEN = {
     ("__init__.py", "callHandlers"),  # logging's
     ("linecache.py", "updatecache"),
