@@ -8,7 +8,10 @@ import gc
 import inspect
 import itertools
 import math
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -30,7 +33,6 @@ from asynccb.storage.atomic import atomic_write
 from asynccb.testing import ScriptedModel
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Coroutine
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -815,6 +817,54 @@ async def test_a_failed_save_stops_the_training_and_fit_raises_it(tmp_path: Path
     assert isinstance(caught.value.__cause__, CheckpointWriteError)
     assert model.steps < 20_000
     assert content(tmp_path / "1.h5") == 2.0
+
+
+# The limit is the process's own and can be lifted again, so it plays the disk that is full and then is freed.
+FULL_DISK = """
+import asyncio, os, resource, sys
+import numpy as np
+from asynccb import CallbackError, CheckpointWriteError, Trainer
+from asynccb.callbacks import ModelCheckpoint
+from asynccb.models import Dense, Sequential
+
+path = os.path.join(sys.argv[1], "w.h5")
+model = Sequential([Dense(200, input_dim=200), Dense(1)])
+model.compile(optimizer="sgd", loss="mse")
+x, y = np.zeros((4, 200)), np.zeros((4, 1))
+
+def fit():
+    asyncio.run(Trainer(model).fit(x, y, verbose=0, callbacks=[ModelCheckpoint(path)]))
+
+def content():
+    with open(path, "rb") as file:
+        return file.read()
+
+fit()
+old = content()
+whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in range(0, len(old), 16384):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
+    try:
+        fit()
+    except CallbackError as error:
+        cause = error.__cause__
+    resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    assert isinstance(cause, CheckpointWriteError) and cause.path == path, cause
+    assert content() == old
+    assert os.listdir(sys.argv[1]) == ["w.h5"], os.listdir(sys.argv[1])
+    del cause
+fit()
+assert content() != old
+print("all refused")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of a process are POSIX")
+def test_a_real_file_that_outgrows_the_disk_at_any_point_costs_only_itself(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.stdout, done.returncode) == ("all refused\n", 0), done.stderr
 
 
 def classifier() -> Sequential:
