@@ -83,7 +83,7 @@ class Meter:
         """``Epoch 1/20 - 3s - loss: 1.7500 - val_loss: 1.9000``: the epoch's own values, not the means."""
         names: Iterable[str] = self._metrics or (name for name in logs if name not in ("batch", "size"))
         values = [(name, logs[name]) for name in names if name in logs]
-        seconds = f"{self._clock() - self._began:.0f}s"
+        seconds = f"{int(self._clock() - self._began)}s"
         return " - ".join([self.title, seconds, *_shown(values)])
 
     def _time(self) -> str:
