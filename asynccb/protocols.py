@@ -118,6 +118,8 @@ class Emit(Protocol):
     Batch events are None where nobody wants them; the loop then calls ``Host.skip`` in place of building them.
     """
 
+    logs: Callable[..., dict[str, Any]]
+    """Makes the logs of a batch event."""
     epoch_begin: Callable[[int, Logs, int], None]
     epoch_end: Callable[[int, Logs, int], None]
     test_begin: Callable[[int, Logs], None]
@@ -131,7 +133,7 @@ class Emit(Protocol):
 
 
 class EmitBatch(Protocol):
-    def __call__(self, index: int, logs: Logs, epoch: int, step: int, /) -> None: ...
+    def __call__(self, index: int, logs: dict[str, Any], epoch: int, step: int, /) -> None: ...
 
 
 class Host(Protocol):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-
+from itertools import repeat
+from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,7 +145,7 @@ class Consumer:
                         return
                     self._absorb_cancel()
         finally:
-            self.ended = self.mailbox.idle = True
+            self.ended = self.mailbox.idle = self.mailbox.closed = True
             self.mailbox.discard_all()
             self._moved()
 
@@ -164,14 +165,14 @@ class Consumer:
     async def _run_some(self) -> None:
         """Up to one stride of entries, then the bookkeeping; this is the hot path of the loop thread."""
         mailbox, table, take = self.mailbox, self._table, self.mailbox.take
-        stride = left = min(self._stride, len(mailbox.queue))
+        stride = min(self._stride, len(mailbox.queue))
         began = perf_counter()
-        code, first, second, seq, epoch = entry = _NO_ENTRY
+        entry = _NO_ENTRY
+        turns = repeat(None, stride)
         try:
-            while left:
-                left -= 1
-                code, first, second, seq, epoch = entry = take()
-                await table[code](first, second)
+            for _ in turns:
+                entry = take()
+                await table[entry[0]](entry[1], entry[2])
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -179,9 +180,9 @@ class Consumer:
             # it would end this task silently.
             if isinstance(error, asyncio.CancelledError) and _asked_to_cancel():
                 raise
-            self._failed(HookFailure(self, hook_of(entry), seq, epoch, error))
+            self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
         finally:
-            mailbox.handled += stride - left
+            mailbox.handled += stride - length_hint(turns)
             self._moved()
         now = perf_counter()
         # As many entries before the next look as, at this pace, take half a slice.

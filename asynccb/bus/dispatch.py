@@ -49,6 +49,8 @@ __all__ = ["Dispatcher", "Emit", "Subscriber"]
 SLOW = 0.1
 """Seconds: inline hooks are looked at by the slow-callback warning where a batch with them takes longer than this."""
 
+GLANCE = 16
+"""Batches between two looks at the length of a roomy mailbox."""
 Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
 
 
@@ -77,6 +79,7 @@ class Subscriber:
 class Emit(NamedTuple):
     """One version of the hook table."""
 
+    logs: type[dict[str, Any]]
     epoch_begin: Emitter
     epoch_end: Emitter
     batch_begin: Emitter
@@ -172,7 +175,12 @@ class Dispatcher:
         return int(repr(self._numbers)[len("count(") : -1])  # the one way to look at a counter without moving it
 
     def _build(self) -> Emit:
+        shared = self._readers.wanted or any(
+            kind.hook in subscriber.beside for kind in _BATCH_KINDS.values() for subscriber in self.subscribers
+        )
         return Emit(
+            # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will do.
+            logs=Logs if shared else dict,
             epoch_begin=self._always(EpochBegin),
             epoch_end=self._always(EpochEnd),
             test_begin=self._always(TestBegin),
@@ -186,9 +194,14 @@ class Dispatcher:
         inline = self._inline[hook_name]
         beside = [s for s in self.subscribers if hook_name in s.beside]
         lockstep = [s for s in beside if s.lockstep]
-        boxes = tuple((s.mailbox.queue, s.mailbox.limit, s.mailbox) for s in beside)
+        boxes = [s.mailbox for s in beside]
+        appends = tuple(box.queue.append for box in boxes)
+        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox keeps as much in hand.
+        tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
+        every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
         streamed = self._readers.wanted
-        if not inline and not boxes and not streamed:
+        shared = bool(boxes) or streamed
+        if not inline and not shared:
             return None
         code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
         keep_work, snapshots, clock = self._keep_work, self.snapshots, self._clock
@@ -212,13 +225,15 @@ class Dispatcher:
                     snapshots.forget()
             if slow_step is not None:
                 slow_step()
-            logs.__class__ = frozen
+            if shared:
+                logs.__class__ = frozen
             number = self._publish(kind, (index, logs, epoch, step)) if streamed else numbers()
-            if not boxes:
+            if not appends:
                 return
             entry = (code, index, logs, number, epoch)
-            for queue, limit, box in boxes:
-                queue.append(entry)
+            for append in appends:
+                append(entry)
+            for queue, limit, box in tight if index % GLANCE else every:
                 if len(queue) >= limit:
                     box.overflow(entry)
             ring()

@@ -124,6 +124,7 @@ class Mailbox:
         self.bound = bound
         self.queue: deque[Entry] = deque()
         self.idle = False  # until the consumer parks: it may begin with entries that already lie here
+        self.closed = False
         self.handled = 0
         self.lost = 0
         self.dropped = 0
@@ -131,6 +132,8 @@ class Mailbox:
         self.peak = 0
         # "latest" is looked at with every second entry: what waits is never more than one of each hook.
         self.limit = {"wait": bound, "drop_oldest": bound + 1, "latest": 2}[policy]
+        # So much room that nobody need look at every event whether it is full.
+        self.roomy = policy == "wait" and bound >= 256
         self.take: Callable[[], Entry] = self.queue.popleft if policy == "wait" else self._take_locked
         self._wait_for_room = wait_for_room
         # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue meanwhile. A
@@ -151,6 +154,9 @@ class Mailbox:
     def overflow(self, entry: Entry) -> None:
         """Called on the training thread after ``entry`` was appended and ``limit`` is reached."""
         self.peak = max(self.peak, len(self.queue))
+        if self.closed:  # its consumer has gone: nothing that lies here will ever be taken
+            self.discard_all()
+            return
         if hook_of(entry) in _KEPT:
             return
         if self.policy == "wait":
@@ -186,7 +192,7 @@ class Mailbox:
         return lost
 
     def _has_room(self) -> bool:
-        return len(self.queue) <= self.bound // 2
+        return self.closed or len(self.queue) <= self.bound // 2
 
     def _take_locked(self) -> Entry:
         with self._dropping:

@@ -73,23 +73,24 @@ def _train_epoch(model: Model, source: Source, epoch: int, host: Host) -> tuple[
     step = host.step
     train_batch, gate = model.train_batch, host.before_update
     while (batch := host.next(source)) is not None:
-        emit = host.emit.batch_begin
-        if emit is None:
+        emit = host.emit
+        if emit.batch_begin is None:
             host.skip()
         else:
-            emit(trained, Logs(batch=trained, size=batch.size), epoch, step)
+            emit.batch_begin(trained, emit.logs(batch=trained, size=batch.size), epoch, step)
         try:
             metrics = train_batch(batch) if gate is None else train_batch(batch, gate)
         except BaseException:
             host.broke_inside()
             raise
         host.step = step = step + 1
-        emit = host.emit.batch_end
-        if emit is None:
+        emit = host.emit
+        if emit.batch_end is None:
             host.skip()
         else:
-            host.logs = logs = batch_logs(trained, batch.size, metrics)
-            emit(trained, logs, epoch, step)
+            host.logs = logs = emit.logs(batch=trained, size=batch.size)
+            add_metrics(logs, metrics)
+            emit.batch_end(trained, logs, epoch, step)
         trained += 1
         host.safe_point()
         if host.stopped():
@@ -104,20 +105,21 @@ def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) ->
     sums: dict[str, Any] = {}
     seen = index = 0
     while (batch := host.next(source)) is not None:
-        emit = host.emit.test_batch_begin
-        if emit is None:
+        emit = host.emit
+        if emit.test_batch_begin is None:
             host.skip()
         else:
-            emit(index, Logs(batch=index, size=batch.size), epoch, host.step)
-        logs = batch_logs(index, batch.size, model.test_batch(batch))
+            emit.test_batch_begin(index, emit.logs(batch=index, size=batch.size), epoch, host.step)
+        emit = host.emit
+        logs = emit.logs(batch=index, size=batch.size)
+        add_metrics(logs, model.test_batch(batch))
         seen += batch.size
         for name, value in logs.items():
             sums[name] = sums.get(name, 0.0) + value * batch.size
-        emit = host.emit.test_batch_end
-        if emit is None:
+        if emit.test_batch_end is None:
             host.skip()
         else:
-            emit(index, logs, epoch, host.step)
+            emit.test_batch_end(index, logs, epoch, host.step)
         index += 1
         host.safe_point()
         if host.stopped():
@@ -134,31 +136,29 @@ def predict(model: Model, source: Source, host: Host) -> list[Any]:
     outputs: list[Any] = []
     while (batch := host.next(source)) is not None:
         index = len(outputs)
-        emit = host.emit.predict_batch_begin
-        if emit is None:
+        emit = host.emit
+        if emit.predict_batch_begin is None:
             host.skip()
         else:
-            emit(index, Logs(batch=index, size=batch.size), NO_EPOCH, host.step)
+            emit.predict_batch_begin(index, emit.logs(batch=index, size=batch.size), NO_EPOCH, host.step)
         outputs.append(model.predict_batch(batch))
-        emit = host.emit.predict_batch_end
-        if emit is None:
+        emit = host.emit
+        if emit.predict_batch_end is None:
             host.skip()
         else:
-            logs = Logs(batch=index, size=batch.size, outputs=outputs[-1])
-            emit(index, logs, NO_EPOCH, host.step)
+            logs = emit.logs(batch=index, size=batch.size, outputs=outputs[-1])
+            emit.predict_batch_end(index, logs, NO_EPOCH, host.step)
         host.safe_point()
         if host.stopped():
             break
     return outputs
 
 
-def batch_logs(index: int, size: int, metrics: Mapping[str, Any]) -> Logs:
-    """The logs of a batch: its index and size, then the metrics as Python numbers (arrays stay arrays)."""
-    logs = Logs(batch=index, size=size)
+def add_metrics(logs: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Adds the metrics of a batch to its logs, as Python numbers (arrays stay arrays)."""
     for name, value in metrics.items():
         kind = value.__class__
         logs[name] = value if kind is float or kind is int else as_number(value)
-    return logs
 
 
 def as_number(value: Any) -> Any:
