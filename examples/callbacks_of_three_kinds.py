@@ -25,10 +25,9 @@ class HalveTheRate(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if epoch == 3:
-            self.model.optimizer.learning_rate /= 2
-            print(
-                f"inline, before epoch {epoch}: the learning rate is now {self.model.optimizer.learning_rate:g}"
-            )
+            rate = self.model.optimizer.learning_rate / 2
+            self.model.optimizer.learning_rate = rate
+            print(f"inline, before epoch {epoch}: the learning rate is now {rate:g}")
 
 
 class TellSlowly(Callback):
