@@ -39,8 +39,15 @@ class Claim:
                 raise CallbackBusy(f"{type(held).__name__} already serves {holder}: give each run its own instance")
             _holders.update((id(held), run_name) for held in self._objects)
 
+    def hold(self) -> bool:
+        """One more hold, to be let go of too. False: it is free, somebody else may have what it claimed."""
+        with _lock:
+            held = self._holds > 0
+            self._holds += held
+            return held
+
     def let_go(self) -> None:
-        """Called once by the thread and once by the supervisor; the second one frees."""
+        """Called once by the thread, once by the supervisor, and once for each hold; the last one frees."""
         with _lock:
             self._holds -= 1
             if self._holds == 0:

@@ -53,6 +53,10 @@ class Driver:
         self.logs: Mapping[str, Any] = {}
         self.before_update: Gate | None = None
         self.ident: int | None = None
+        self.outcome: Outcome | None = None
+        """As it was when the thread left its loop."""
+        self.copies = 0
+        """Copies of the model made."""
         self._model = model
         self._program = program
         self._dispatcher = dispatcher
@@ -85,7 +89,7 @@ class Driver:
         """The body of the thread. Raises nothing: the outcome is a value."""
         self.ident = threading.get_ident()
         mark_training(self._model.user_model, self.ident)
-        outcome = self._train()
+        self.outcome = outcome = self._train()
         history = self._fixed(outcome)
         outcome = self._close(outcome, history)
         self._control.leave()
@@ -96,6 +100,7 @@ class Driver:
         """A copy of the model now; legal on this thread, outside of a batch."""
         if self._control.torn:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
+        self.copies += 1
         return Snapshot(self._model.capture(), self.step, self.epoch)
 
     def _train(self) -> Outcome:

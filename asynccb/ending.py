@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 from asynccb.errors import CallbackError, ModelError
 from asynccb.training.control import Interrupt
 
-__all__ = ["Outcome", "Way", "note_all", "of_error", "of_return"]
+__all__ = ["Outcome", "Way", "note_all", "of_error", "of_return", "raisable"]
 
 Kind = Literal["completed", "stopped", "cancelled", "failed"]
 Drain = Literal["no limit", "grace", "grace for the culprit"]
@@ -71,11 +71,10 @@ class Outcome(NamedTuple):
         if self.kind in ("failed", "cancelled") or not errors:
             note_all(self.exception, errors)
             return self
-        note_all(errors[0], errors[1:])
+        first = raisable(errors[0])
+        note_all(first, errors[1:])
         reason = f"{type(errors[0]).__name__}: {errors[0]}"
-        return self._replace(
-            kind="failed", reason=reason, exception=errors[0], traceback=errors[0].__traceback__
-        )
+        return self._replace(kind="failed", reason=reason, exception=first, traceback=first.__traceback__)
 
     def with_beside_errors(self, errors: list[CallbackError]) -> Outcome:
         """The same, with the first error in event order as its exception. A cancelled training stays cancelled."""
@@ -108,14 +107,19 @@ def of_error(error: BaseException) -> Outcome:
     """Something left the loop as an exception."""
     if isinstance(error, Interrupt):
         return _of_interrupt(error)
-    original = error
-    if isinstance(error, (StopIteration, GeneratorExit, asyncio.CancelledError)):
-        # These mean something to `await` itself, so they cannot be raised out of one as what they are.
-        wrapped = ModelError(f"the training raised {type(error).__name__}: {error}")
-        wrapped.__cause__ = error
-        error = wrapped
-    reason = f"{type(original).__name__}: {original}"
-    return Outcome("failed", reason, error, error.__traceback__, WAYS["failed"])
+    exception = raisable(error)
+    return Outcome(
+        "failed", f"{type(error).__name__}: {error}", exception, exception.__traceback__, WAYS["failed"]
+    )
+
+
+def raisable(error: BaseException) -> BaseException:
+    """``error`` as ``await`` can raise it: itself, but for the three that mean something to ``await``."""
+    if not isinstance(error, (StopIteration, GeneratorExit, asyncio.CancelledError)):
+        return error
+    wrapped = ModelError(f"the training raised {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _of_interrupt(interrupt: Interrupt) -> Outcome:

@@ -25,7 +25,7 @@ from asynccb.bus.readers import EventStream, Readers
 from asynccb.bus.wakeup import Wakeup
 from asynccb.claims import Claim
 from asynccb.driver import Driver, mark_training
-from asynccb.ending import Outcome, note_all
+from asynccb.ending import Outcome, note_all, of_error, raisable
 from asynccb.errors import CallbackError, Failure, NotStarted, RunCancelled, SelfWait, TornState
 from asynccb.storage.serial import SerialExecutor
 from asynccb.supervisor import Supervisor
@@ -109,9 +109,11 @@ class Run:
         self.name = name or f"run-{next(_numbers)}"
         self.history = history
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         self._model = model
         self._program = program
         self._claim = Claim(self.name, model.user_model, [callback for callback, _ in callbacks])
+        self._final_claim = self._claim
         mark_training(model.user_model, -1)
         self._limits = limits
         self._callbacks = callbacks
@@ -120,7 +122,6 @@ class Run:
         self._beside_errors: list[tuple[int, CallbackError]] = []
         self._awaiting = 0
         self._ended = asyncio.Event()
-        self._snapshots = 0
         self._open_callbacks = {callback for callback, _ in callbacks}
         self._context = contextvars.copy_context()
         self._context.run(_inside.set, (*_inside.get(), self))
@@ -146,7 +147,7 @@ class Run:
             self._dispatcher,
             self._control,
             equip=self._equip,
-            fixed=self._fix,
+            fixed=self._fix_on_thread,
             left=self._thread_left,
         )
         self._consumers = [
@@ -177,6 +178,7 @@ class Run:
             self._timer = self._loop.call_later(stop_after, self.stop, f"stop_after {stop_after:g} s")
         _live.add(self)
         self._task = self._loop.create_task(self._live(), name=f"asynccb {self.name}", context=self._context)
+        self._task.add_done_callback(self._end_unstarted)
 
     # What can be read -------------------------------------------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class Run:
             {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
             dict(self._control.waits),
             dict(self._control.waited),
-            self._snapshots,
+            self._driver.copies,
         )
 
     @property
@@ -291,7 +293,7 @@ class Run:
             if answered.done():
                 return  # whoever asked was cancelled meanwhile
             if error is not None:
-                answered.set_exception(error)
+                answered.set_exception(raisable(error))
             elif snapshot is not None:
                 answered.set_result(snapshot)
 
@@ -349,9 +351,9 @@ class Run:
         else:
             self.cancel(f"its block raised {kind.__name__ if kind else 'an exception'}")
         cancelled = await self._wait_shielded("the task was cancelled while it waited for the run")
+        if cancelled is not None and not isinstance(error, asyncio.CancelledError):
+            raise cancelled
         if error is None:
-            if cancelled is not None:
-                raise cancelled
             self._result()
 
     def __repr__(self) -> str:
@@ -370,7 +372,7 @@ class Run:
                 f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
                 "elsewhere: `await self.run.snapshot()`"
             )
-        return self._dispatcher.snapshots.take(callback, self._capture)
+        return self._dispatcher.snapshots.take(callback, self._driver.capture)
 
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
@@ -439,6 +441,18 @@ class Run:
             self._free()
             _live.discard(self)
 
+    def _end_unstarted(self, task: asyncio.Task[None]) -> None:
+        # `asyncio.run` whose main function returns right after `start` cancels the task before its first step: nothing
+        # of its body ever runs, its `finally` neither.
+        if not task.cancelled():
+            return
+        self.cancel("the event loop is shutting down")
+        assert self._control.interrupt is not None
+        self._end(of_error(self._control.interrupt))
+        self._free()
+        self._free()
+        _live.discard(self)
+
     def _end(self, outcome: Outcome) -> None:
         errors = [error for _, error in sorted(self._beside_errors, key=lambda item: item[0])]
         if errors and (outcome.exception is None or isinstance(outcome.exception, CallbackError)):
@@ -462,6 +476,10 @@ class Run:
         self.history.failures = list(self._failures.values())
         return self.history
 
+    def _fix_on_thread(self, outcome: Outcome) -> History:
+        # A thread that was given up as stuck has no say any more when it comes back.
+        return self.history if self._supervisor.stuck else self._fix(outcome)
+
     def _thread_left(self, outcome: Outcome) -> None:
         """The last that happens on the training thread."""
         stuck = self._supervisor.stuck
@@ -480,6 +498,8 @@ class Run:
                 self.name,
                 ", ".join(unheard) or "nothing",
             )
+            for consumer in self._consumers:
+                _discard(consumer.mailbox)
             _live.discard(self)
             self._free()
 
@@ -498,19 +518,23 @@ class Run:
             callback.set_model(self._model.user_model)
             callback.set_params(params)
 
-    def _capture(self) -> Snapshot:
-        self._snapshots += 1
-        return self._driver.capture()
-
     async def _final_snapshot(self) -> Snapshot:
         if self._control.torn:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
-        claim = Claim(f"a snapshot of {self.name}", self._model.user_model, [])
-        claim.let_go()
-        try:
-            return await self._loop.run_in_executor(_final_snapshots, self._capture)
-        finally:
-            claim.let_go()
+        let_go = self._hold_model()
+        copied = _final_snapshots.submit(self._driver.capture)
+        # Not here: if this task is cancelled, the copy that is being made still needs the model.
+        copied.add_done_callback(lambda _: let_go())
+        return await asyncio.wrap_future(copied)
+
+    def _hold_model(self) -> Callable[[], None]:
+        """Keeps other runs from the model while a final copy is made. Answers how to let go."""
+        if self._claim.hold():  # it still drains
+            return self._free
+        if not self._final_claim.hold():
+            self._final_claim = Claim(f"a snapshot of {self.name}", self._model.user_model, [])
+            self._final_claim.let_go()
+        return self._final_claim.let_go
 
     # Wiring ---------------------------------------------------------------------------------------------------------------
 
@@ -531,7 +555,11 @@ class Run:
         _tell(self._loop, self._supervisor.poke)
 
     def _readers_changed(self) -> None:
-        self._dispatcher.rebuild()
+        # A stream may be dropped by the garbage collector, on any thread; tables are made on the loop.
+        if threading.get_ident() == self._loop_thread:
+            self._dispatcher.rebuild()
+        else:
+            _tell(self._loop, self._dispatcher.rebuild)
 
     def _wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
         consumer = next(c for c in self._consumers if c.mailbox is mailbox)
@@ -611,3 +639,11 @@ def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
     except RuntimeError:
         if not loop.is_closed():
             raise
+
+
+def _discard(mailbox: Mailbox) -> None:
+    while mailbox.queue:
+        try:
+            mailbox.discard_all()
+        except RuntimeError:  # the marker of a `flush()` on the closed loop; it is out of the queue now
+            continue

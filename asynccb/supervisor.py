@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from asynccb.bus.delivery import Consumer
     from asynccb.bus.dispatch import Dispatcher
+    from asynccb.callbacks.history import History
     from asynccb.driver import Driver
     from asynccb.protocols import Engine
     from asynccb.training.control import Control
@@ -54,7 +55,7 @@ class Supervisor:
         control: Control,
         engine: Engine,
         *,
-        fixed: Callable[[Outcome], object],
+        fixed: Callable[[Outcome], History],
         cancel: Callable[[str], None],
         context: Callable[[], contextvars.Context],
     ) -> None:
@@ -74,6 +75,7 @@ class Supervisor:
         self._context = context
         self._limits = control.limits
         self._left_at = 0.0
+        self._released_at = 0.0
         self._feeding: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
 
@@ -139,28 +141,37 @@ class Supervisor:
     def _give_up_thread(self) -> Outcome:
         """The thread is stuck in a batch or a hook. It cannot be killed: it is left alone, and no hook of ours runs on it."""
         assert self._control.interrupt is not None
-        outcome = of_error(self._control.interrupt)
-        unheard = sorted(
-            {
-                f"{s.name}.{hook}"
-                for s in self._dispatcher.subscribers
-                for hook in (ExceptionRaised.hook, self._program.closing.hook)
-                if s.begun and hook in s.inline
-            }
-        )
+        # A thread that is stuck in a closing hook had left its loop: the outcome was fixed then.
+        outcome = self._driver.outcome or of_error(self._control.interrupt)
+        hooks = [self._program.closing.hook]
+        if outcome.way.exception_hook:
+            hooks.insert(0, ExceptionRaised.hook)
+        unheard = [
+            f"{s.name}.{hook}"
+            for s in self._dispatcher.subscribers
+            for hook in hooks
+            if s.begun and hook in s.inline and hook not in s.closing_hooks
+        ]
+        reason = self._control.interrupt.reason
         self.stuck = self._control.closing = True
         self._control.interrupt_with("abandoned", "the run ended without its thread")
         self._dispatcher.silence()
         history = self._fixed(outcome)
-        told = outcome.exception or RunCancelled(outcome.reason, history)
-        self._dispatcher.close_beside(ExceptionRaised, told)
+        # What a thread in the middle of an event may still hand over must not come after the closing hooks.
+        lost = [f"{len(c.mailbox.queue)} events for {c.name}" for c in self._consumers if c.mailbox.queue]
+        for consumer in self._consumers:
+            consumer.mute()
+        if outcome.way.exception_hook:
+            told = outcome.exception or RunCancelled(outcome.reason, history)
+            self._dispatcher.close_beside(ExceptionRaised, told)
         self._dispatcher.close_beside(self._program.closing, self._driver.step, Logs())
         logger.error(
-            "%s: the training thread did not come back within %g s after %s; it is left to itself.%s",
+            "%s: the training thread did not come back within %g s after %s; it is left to itself.%s%s",
             self._name,
             self._limits.grace,
-            outcome.reason,
+            reason,
             f" Hooks that never ran: {', '.join(unheard)}" if unheard else "",
+            f" Lost: {', '.join(lost)}" if lost else "",
         )
         return outcome
 
@@ -172,9 +183,12 @@ class Supervisor:
         patience = time.monotonic() + self._limits.patience
         while True:
             busy = [c for c in self._consumers if not c.mailbox.finished and not c.ended]
-            if not busy and not self._dispatcher.release_withheld():
-                return
             now = time.monotonic()
+            if not busy:
+                if not self._dispatcher.release_withheld():
+                    return
+                self._released_at = now
+                continue
             for consumer in busy:
                 deadline = self._deadline(consumer)
                 if deadline is not None and now >= deadline:
@@ -188,8 +202,14 @@ class Supervisor:
 
     def _deadline(self, consumer: Consumer) -> float | None:
         """When this consumer's time is up; None: never."""
+        last_words = self._limits.last_words
         if consumer.given_up_at is not None:
-            return consumer.given_up_at + self._limits.last_words
+            return consumer.given_up_at + last_words
+        until = self._drain_ends(consumer)
+        # What was withheld came late, and not by the doing of this callback.
+        return until if until is None else max(until, self._released_at + last_words)
+
+    def _drain_ends(self, consumer: Consumer) -> float | None:
         assert self.outcome is not None
         if self.stuck:
             return self._left_at + self._limits.last_words
@@ -212,7 +232,7 @@ class Supervisor:
                 waiting,
             )
         else:
-            consumer.ended = True
+            consumer.leave_behind()
             logger.error(
                 "%s: %s.%s ignores its cancellation and is left to itself",
                 self._name,

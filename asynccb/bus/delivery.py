@@ -8,7 +8,7 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.mailbox import HOOKS, hook_of
+from asynccb.bus.mailbox import HOOKS, MARKER, WORK, hook_of
 
 if TYPE_CHECKING:
     import contextvars
@@ -126,8 +126,20 @@ class Consumer:
         """Time is up: the running hook is cancelled, and nothing after it runs."""
         self.given_up_at = now
         self._closed = self._abandoned = True
+        # A hook that swallows its cancellation and returns goes on with the entries behind it.
+        self._table[: len(HOOKS)] = [_skip] * len(HOOKS)
         if self.task is not None:
             self.task.cancel()
+
+    def leave_behind(self) -> None:
+        """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is closed."""
+        self.ended = True
+        # The entries stay where they are: the task, should it ever come back, has counted them.
+        for code, first, *_ in list(self.mailbox.queue):
+            if code == WORK:
+                first.discard()
+            elif code == MARKER and first is not None and not first.done():
+                first.set_result(None)
 
     async def _run(self) -> None:
         """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
@@ -192,7 +204,7 @@ class Consumer:
             self._began = perf_counter()
 
     async def _run_work(self, work: Work, _: None) -> None:
-        if self.muted and work.hook not in _CLOSING:
+        if self._abandoned or (self.muted and work.hook not in _CLOSING):
             work.discard()
         else:
             await work.coroutine

@@ -74,6 +74,8 @@ class Subscriber:
         self.mailbox = mailbox
         self.lockstep = lockstep
         self.begun = False
+        self.closing_hooks: set[str] = set()
+        """The closing hooks that were called inline."""
 
 
 class Emit(NamedTuple):
@@ -152,6 +154,7 @@ class Dispatcher:
             for kind in _BATCH_KINDS.values()
         }
         self._clock = SlowHooks()
+        self._silent = False
         self._closed: set[type[Any]] = set()
         self._withheld: list[tuple[Subscriber, Entry]] = []
         self.emit = self._build()
@@ -163,7 +166,9 @@ class Dispatcher:
         self.emit = self._build()
 
     def silence(self) -> None:
-        """The run is over though its thread is stuck: nothing that it may still emit reaches an inline hook."""
+        """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
+        self._silent = True
+        self.emit = self._build()
         for hooks in self._inline.values():
             hooks.clear()
         for subscriber in self.subscribers:
@@ -201,7 +206,7 @@ class Dispatcher:
         every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
         streamed = self._readers.wanted
         shared = bool(boxes) or streamed
-        if not inline and not shared:
+        if self._silent or (not inline and not shared):
             return None
         code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
         keep_work, snapshots, clock = self._keep_work, self.snapshots, self._clock
@@ -247,6 +252,8 @@ class Dispatcher:
 
         def emit(*fields: Any) -> None:
             self._run_inline(kind.hook, fields, self.subscribers)
+            if self._silent:
+                return
             self._post(kind, fields, [s for s in self.subscribers if kind.hook in s.beside])
 
         return emit
@@ -272,6 +279,7 @@ class Dispatcher:
         errors: list[BaseException] = []
         for subscriber in self.subscribers:
             if subscriber.begun:
+                subscriber.closing_hooks.add(kind.hook)
                 try:
                     self._run_inline(kind.hook, fields, [subscriber])
                 except BaseException as error:

@@ -130,6 +130,11 @@ class EventStream:
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
 
+    def __del__(self) -> None:
+        # `break` in an `async for` drops the stream without a word.
+        if not self._closed:
+            self._readers.forget(self)
+
     def _deliver(self, event: Event) -> Event | Gap:
         missing, self._next_seq = event.seq - self._next_seq, event.seq + 1
         if missing == 0:

@@ -260,7 +260,7 @@ class Control:
             if self.torn or self.capture is None:
                 raise TornState("the model raised inside a batch, so its weights may be half updated")
             snapshot = self.capture()
-        except Exception as error:
+        except BaseException as error:  # whatever the model raised: who asked must not wait for ever
             for request in asked:
                 request.refuse(error)
             return
