@@ -185,9 +185,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 async def _train(data: tuple[Any, Any], options: argparse.Namespace) -> int:
-    validated = int(len(data[0]) * VALIDATED)
+    trained = int(len(data[0]) * (1 - VALIDATED))
     print(
-        f"Training on {len(data[0]) - validated} handwritten digits, validating on {validated}. "
+        f"Training on {trained} handwritten digits, validating on {len(data[0]) - trained}. "
         "Ctrl-C stops; twice leaves at once.",
         flush=True,
     )
