@@ -341,6 +341,7 @@ class Run:
         return self._wait_as_watcher().__await__()
 
     async def __aenter__(self) -> Run:
+        self._refuse_inside("the run itself")
         return self
 
     async def __aexit__(

@@ -90,6 +90,9 @@ class Consumer:
     def start(self, context: contextvars.Context, name: str) -> asyncio.Task[None]:
         """Starts the task in ``context``, which all hooks of this callback share."""
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
+        # Cancelled before its first step, as `asyncio.run` does to the tasks of a run that has just begun: nothing of the
+        # body ran, and this callback's hooks are still owed.
+        self.task.add_done_callback(lambda _: None if self.ended else self.start(context, name))
         return self.task
 
     @property
