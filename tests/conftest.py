@@ -47,6 +47,9 @@ settings.load_profile("suite")
 GRACE = 2.0
 """Seconds in which a thread or a file that is just ending may end."""
 
+TEARDOWN = 30.0
+"""Seconds in which the fixtures of a test, its loop among them, are taken down."""
+
 LONGEST_STEP = 0.5
 """Seconds of processor time of the loop's thread for one step of our tasks; a busy host raises no alarm."""
 
@@ -196,6 +199,24 @@ def _nothing_left_in_the_process(request: pytest.FixtureRequest, _cheap_collecti
     ]
     if faults:
         pytest.fail("\n".join(faults), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends a teardown that hangs: pytest-timeout lets go of a test for good once it has failed."""
+
+    def give_up(*_: object) -> None:
+        pytest.fail(f"the teardown did not end within {TEARDOWN} s", pytrace=False)
+
+    if not hasattr(signal, "setitimer"):
+        return (yield)
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, TEARDOWN, 5.0)  # again and again: more than one thing may hang
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,6 +119,18 @@ MISBEHAVING = """
         kept.append(asyncio.create_task(asyncio.sleep(3600), name="the leaked one"))
 
     @pytest.mark.asyncio
+    async def test_task_that_cannot_be_cancelled():
+        async def deaf():
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    pass
+        kept.append(asyncio.create_task(deaf()))
+        await asyncio.sleep(0)
+        fail()
+
+    @pytest.mark.asyncio
     async def test_exception_never_retrieved():
         async def failing():
             fail()
@@ -210,6 +222,7 @@ FAULTS = {
     "test_executor_job": "a thread is left behind: <Thread(ThreadPoolExecutor",
     "test_exception_of_a_task_in_a_loop_of_its_own": "asyncio reports: Exception in callback",
     "test_task": "a task is left behind: <Task pending name='the leaked one'",
+    "test_task_that_cannot_be_cancelled": "the teardown did not end within 1.0 s",
     "test_exception_never_retrieved": "asyncio reports: Task exception was never retrieved",
     "test_sleep_on_the_loop": "sleep_on_the_loop blocks the event loop in time.sleep",
     "test_write_on_the_loop": "write_on_the_loop blocks the event loop in builtins.open",
@@ -227,7 +240,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     folder = tmp_path_factory.mktemp("guards")
     conftest = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
     files = {
-        "tests/conftest.py": conftest.replace("GRACE = 2.0", "GRACE = 0.5"),
+        "tests/conftest.py": conftest.replace("GRACE = 2.0", "GRACE = 0.5").replace(
+            "TEARDOWN = 30.0", "TEARDOWN = 1.0"
+        ),
         "pytest.ini": "[pytest]\nasyncio_default_fixture_loop_scope = function\n",
         "asynccb/__init__.py": "",
         "asynccb/callbacks.py": OURS,
