@@ -249,6 +249,8 @@ class Supervisor:
             await self._wait_for_news(time.monotonic() + self._limits.poll)
 
     async def _end_feeds(self) -> None:
+        for feed in self._program.feeds:
+            feed.end()
         for task in self._feeding:
             task.cancel()
             task.add_done_callback(lambda _: self.poke())

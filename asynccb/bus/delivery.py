@@ -188,12 +188,10 @@ class Consumer:
             for _ in turns:
                 entry = take()
                 await table[entry[0]](entry[1], entry[2])
-        except GeneratorExit:
-            raise
         except BaseException as error:
-            # A CancelledError that nobody asked for is the hook's own doing, and so an error like any other: let through,
-            # it would end this task silently.
-            if isinstance(error, asyncio.CancelledError) and _asked_to_cancel():
+            # What nobody asked for is the hook's own doing, and so an error like any other: let through, it would end
+            # this task silently.
+            if self._asked_for(error):
                 raise
             self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
         finally:
@@ -211,6 +209,14 @@ class Consumer:
             work.discard()
         else:
             await work.coroutine
+
+    def _asked_for(self, error: BaseException) -> bool:
+        """Whether somebody else ends this task with it: cancels it, or closes its coroutine from outside."""
+        if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            return False
+        task = asyncio.current_task() if asyncio._get_running_loop() else None
+        ours = task is not None and task is self.task
+        return not ours or (isinstance(error, asyncio.CancelledError) and task.cancelling() > 0)
 
     def _absorb_cancel(self) -> None:
         # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still delivered: the
@@ -245,8 +251,3 @@ async def _skip(first: object, second: object) -> None:
 async def _reach(done: asyncio.Future[None] | None, _: None) -> None:
     if done is not None and not done.done():
         done.set_result(None)
-
-
-def _asked_to_cancel() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -56,6 +56,7 @@ class AsyncFeed:
         self._left = -1
         self._fetched: deque[Any] = deque()
         self._passes_wanted = 0
+        self._ended = False
         self._bell: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._control: Control | None = None
@@ -64,13 +65,17 @@ class AsyncFeed:
         """Called on the loop before the thread starts."""
         self._control, self._loop = control, loop
 
+    def end(self) -> None:
+        """Nothing more is fetched, not even by a source that swallows the cancellation of its task."""
+        self._ended = True
+
     async def fetch(self) -> None:
         """The body of the task. Ends when it is cancelled, when the source raises, or when nothing more can come."""
         iterator = None
         passes = 0
         empty = True
         try:
-            while True:
+            while not self._ended:
                 await self._until(lambda: self._passes_wanted > passes and len(self._fetched) < AHEAD)
                 if iterator is None:
                     iterator, empty = aiter(self._source), True
