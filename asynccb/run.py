@@ -158,6 +158,7 @@ class Run:
                 failed=self._beside_failed,
                 moved=self._moved,
                 cancelled=self.cancel,
+                closing=frozenset({"on_exception", program.closing.hook}),
             )
             for subscriber in subscribers
         ]

@@ -36,7 +36,6 @@ _ONE_ARGUMENT = frozenset(
         "on_exception",
     }
 )
-_CLOSING = frozenset({"on_exception", "on_train_end", "on_test_end", "on_predict_end"})
 
 
 class HookFailure(NamedTuple):
@@ -59,6 +58,7 @@ class Consumer:
         failed: told of every hook that raised; called on the loop.
         moved: called after entries were handled, so that a thread waiting for room or for this hook can look again.
         cancelled: called when somebody outside cancels this task, as ``asyncio.run`` does when its main function returns.
+        closing: the hooks that a muted callback still gets.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Consumer:
         failed: Callable[[HookFailure], None],
         moved: Callable[[], None],
         cancelled: Callable[[str], None],
+        closing: frozenset[str] = frozenset({"on_exception", "on_train_end"}),
     ) -> None:
         self.name = name
         self.mailbox = mailbox
@@ -77,10 +78,11 @@ class Consumer:
         self.ended = False
         self.given_up_at: float | None = None
         self.task: asyncio.Task[None] | None = None
-        self._table = [_caller(hook, hooks.get(hook)) for hook in HOOKS] + [self._run_work, _reach]
+        self._table = [_caller(hook, hooks.get(hook)) for hook in HOOKS] + [self._run_work, self._reach]
         self._failed = failed
         self._moved = moved
         self._cancelled = cancelled
+        self._closing = closing
         self._bell: asyncio.Future[None] | None = None
         self._closed = False
         self._abandoned = False
@@ -122,27 +124,22 @@ class Consumer:
         """From now on the callback gets its closing hooks only."""
         self.muted = True
         for code, hook in enumerate(HOOKS):
-            if hook not in _CLOSING:
+            if hook not in self._closing:
                 self._table[code] = _skip
 
     def abandon(self, now: float) -> None:
         """Time is up: the running hook is cancelled, and nothing after it runs."""
         self.given_up_at = now
         self._closed = self._abandoned = True
-        # A hook that swallows its cancellation and returns goes on with the entries behind it.
-        self._table[: len(HOOKS)] = [_skip] * len(HOOKS)
+        # A hook that swallows its cancellation and returns would go on with the entries behind it.
+        self._table[:] = [_give_up] * len(self._table)
         if self.task is not None:
             self.task.cancel()
 
     def leave_behind(self) -> None:
         """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is closed."""
-        self.ended = True
-        # The entries stay where they are: the task, should it ever come back, has counted them.
-        for code, first, *_ in list(self.mailbox.queue):
-            if code == WORK:
-                first.discard()
-            elif code == MARKER and first is not None and not first.done():
-                first.set_result(None)
+        self.ended = self.mailbox.closed = True
+        self.mailbox.discard_all()
 
     async def _run(self) -> None:
         """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
@@ -193,7 +190,11 @@ class Consumer:
             # this task silently.
             if self._asked_for(error):
                 raise
-            self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
+            if isinstance(error, _GaveUp):
+                mailbox.handled -= 1
+                mailbox.queue.appendleft(entry)
+            elif not self._abandoned:
+                self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
         finally:
             mailbox.handled += stride - length_hint(turns)
             self._moved()
@@ -205,10 +206,15 @@ class Consumer:
             self._began = perf_counter()
 
     async def _run_work(self, work: Work, _: None) -> None:
-        if self._abandoned or (self.muted and work.hook not in _CLOSING):
+        if self.muted and work.hook not in self._closing:
             work.discard()
         else:
             await work.coroutine
+
+    async def _reach(self, done: asyncio.Future[None] | None, _: None) -> None:
+        self.mailbox.handled -= 1  # a marker is no event
+        if done is not None and not done.done():
+            done.set_result(None)
 
     def _asked_for(self, error: BaseException) -> bool:
         """Whether somebody else ends this task with it: cancels it, or closes its coroutine from outside."""
@@ -244,10 +250,13 @@ def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], 
     return hook
 
 
+class _GaveUp(BaseException):
+    """The entry came after its callback was given up."""
+
+
+async def _give_up(first: object, second: object) -> None:
+    raise _GaveUp
+
+
 async def _skip(first: object, second: object) -> None:
     """The hook of an event that this callback does not want, or no longer."""
-
-
-async def _reach(done: asyncio.Future[None] | None, _: None) -> None:
-    if done is not None and not done.done():
-        done.set_result(None)
