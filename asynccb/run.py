@@ -5,7 +5,8 @@
     queued ──► running ⇄ paused ──► closing ──► completed | stopped | cancelled | failed
       └──────────────────────────────────────► cancelled      (cancelled while queued: no hook runs)
 
-``closing`` begins when the training thread has left its loop: the outcome is fixed, the closing hooks and the drain follow.
+``closing`` begins when the training thread has left its loop: the outcome is fixed, the closing hooks and the
+drain follow.
 """
 
 from __future__ import annotations
@@ -81,12 +82,13 @@ class RunStatistics(NamedTuple):
 class Run:
     """A training, evaluation or prediction under way; made by :meth:`asynccb.Trainer.start`.
 
-    ``await run`` waits for its end and gives what ``fit`` would return, any number of times and in any number of tasks. Cancelling a
-    task that awaits a run leaves the run alone. ``async with`` waits at the end of a block that ends normally (and resumes a
-    paused run), and cancels the run when the block raises.
+    ``await run`` waits for its end and gives what ``fit`` would return, any number of times and in any number
+    of tasks. Cancelling a task that awaits a run leaves the run alone. ``async with`` waits at the end of a
+    block that ends normally (and resumes a paused run), and cancels the run when the block raises.
 
-    ``state``, ``epoch``, ``step``, ``logs``, ``history``, ``outcome``, ``exception`` and ``stats`` may be read at any time from any thread,
-    and ``stop``, ``cancel``, ``pause`` and ``resume`` may be called from any; none of them blocks or raises.
+    ``state``, ``epoch``, ``step``, ``logs``, ``history``, ``outcome``, ``exception`` and ``stats`` may be
+    read at any time from any thread, and ``stop``, ``cancel``, ``pause`` and ``resume`` may be called from
+    any; none of them blocks or raises.
 
     Attributes:
         name: unique among the runs of a process unless you named two alike.
@@ -181,11 +183,12 @@ class Run:
         self._task = self._loop.create_task(self._live(), name=f"asynccb {self.name}", context=self._context)
         self._task.add_done_callback(self._end_unstarted)
 
-    # What can be read -------------------------------------------------------------------------------------------------
+    # What can be read ---------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
-        """``queued``, ``running``, ``paused``, ``closing``, ``completed``, ``stopped``, ``cancelled`` or ``failed``."""
+        """``queued``, ``running``, ``paused``, ``closing``, ``completed``, ``stopped``, ``cancelled`` or
+        ``failed``."""
         if self._outcome is not None:
             return self._outcome.kind if self._ended.is_set() else "closing"
         if self._control.parked:
@@ -209,7 +212,8 @@ class Run:
 
     @property
     def outcome(self) -> str | None:
-        """``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``; None until the training has left its loop."""
+        """``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``; None until the training has left
+        its loop."""
         return None if self._outcome is None else self._outcome.kind
 
     @property
@@ -239,17 +243,21 @@ class Run:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing of this run can move before somebody else does: see :func:`asynccb.testing.settle`."""
+        """Whether nothing of this run can move before somebody else does: see
+        :func:`asynccb.testing.settle`."""
         user_model = self._model.user_model
         thread_rests = (
-            self._control.waiting is not None or self._outcome is not None or getattr(user_model, "waiting", False)
+            self._control.waiting is not None
+            or self._outcome is not None
+            or getattr(user_model, "waiting", False)
         )
         return thread_rests and all(c.mailbox.finished or c.suspended for c in self._consumers)
 
-    # What can be asked ------------------------------------------------------------------------------------------------
+    # What can be asked --------------------------------------------------------------------------------------
 
     def stop(self, reason: str = "stopped") -> None:
-        """Ends the training after the batch under way: its epoch ends without validation, ``fit`` returns its History.
+        """Ends the training after the batch under way: its epoch ends without validation, ``fit`` returns its
+        History.
 
         The first reason wins; a cancel overrides it. No effect on a run that has ended.
         """
@@ -258,8 +266,8 @@ class Run:
     def cancel(self, reason: str = "cancelled") -> None:
         """Ends the training after the batch under way; the epoch is left open.
 
-        ``on_exception`` and ``on_train_end`` run, mailboxes drain for the grace period of 5 s, what is lost then is logged. Who awaits the
-        run gets :class:`~asynccb.RunCancelled`.
+        ``on_exception`` and ``on_train_end`` run, mailboxes drain for the grace period of 5 s, what is lost
+        then is logged. Who awaits the run gets :class:`~asynccb.RunCancelled`.
         """
         if self._ended.is_set():
             return
@@ -277,9 +285,11 @@ class Run:
         self._control.resume()
 
     async def snapshot(self) -> Snapshot:
-        """A consistent copy of the model at the next safe point: after the batch under way, or at once in a wait or a pause.
+        """A consistent copy of the model at the next safe point: after the batch under way, or at once in a
+        wait or a pause.
 
-        After the end it is the final state. The copy owns its memory; release it when it is big and you are done.
+        After the end it is the final state. The copy owns its memory; release it when it is big and you are
+        done.
 
         Raises:
             NotStarted: the run is still queued.
@@ -327,18 +337,21 @@ class Run:
     def events(self, since: int | None = None) -> EventStream:
         """The run's events as an async iterator that ends after the drain.
 
-        A slow reader never slows the training: where events have left the ring (its size is ``replay`` of ``start``), or were never built
+        A slow reader never slows the training: where events have left the ring (its size is ``replay`` of
+            ``start``), or were never built
         because nobody wanted them, it gets a :class:`~asynccb.Gap`.
 
         Args:
             since: the ``seq`` of the first event wanted; None: from now on.
         """
-        return self._readers.open(since, self._dispatcher.taken, lambda: self._refuse_inside("the run's events"))
+        return self._readers.open(
+            since, self._dispatcher.taken, lambda: self._refuse_inside("the run's events")
+        )
 
     def __aiter__(self) -> EventStream:
         return self.events()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, History]:
         return self._wait_as_watcher().__await__()
 
     async def __aenter__(self) -> Run:
@@ -361,7 +374,7 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.state} epoch={self.epoch} step={self.step}>"
 
-    # What callbacks may ask -----------------------------------------------------------------------------------------------
+    # What callbacks may ask ---------------------------------------------------------------------------------
 
     def snapshot_now(self, callback: Callback) -> Snapshot:
         """The model at this very moment; legal on the training thread only, which is where inline hooks run.
@@ -384,9 +397,9 @@ class Run:
         """``"min"`` or ``"max"`` where the model knows in which direction ``metric`` improves."""
         return self._model.direction(metric)
 
-    # Waiting for the end --------------------------------------------------------------------------------------------------
+    # Waiting for the end ------------------------------------------------------------------------------------
 
-    async def _wait_as_watcher(self) -> Any:
+    async def _wait_as_watcher(self) -> History:
         self._refuse_inside("the run itself")
         self._awaiting += 1
         try:
@@ -395,8 +408,9 @@ class Run:
             self._awaiting -= 1
         return self._result()
 
-    async def wait_as_owner(self) -> Any:
-        """The wait of ``fit``: cancelling it cancels the run, waits for the end, and then lets the cancellation go on."""
+    async def wait_as_owner(self) -> History:
+        """The wait of ``fit``: cancelling it cancels the run, waits for the end, and then lets the
+        cancellation go on."""
         self._refuse_inside("the run itself")
         cancelled = await self._wait_shielded("the task that awaited fit was cancelled")
         if cancelled is not None:
@@ -418,20 +432,22 @@ class Run:
             self._awaiting -= 1
         return cancelled
 
-    def _result(self) -> Any:
+    def _result(self) -> History:
         assert self._outcome is not None
         if self._outcome.kind == "cancelled":
             raise RunCancelled(self._outcome.reason, self.history)
         self._outcome.raise_exception()
-        return self.history if self._program.result is None else self._program.result
+        return self.history
 
     def _refuse_inside(self, what: str) -> None:
         if self in _inside.get():
-            raise SelfWait(f"a hook or source of {self.name} waits for {what}, which waits for that hook to end")
+            raise SelfWait(
+                f"a hook or source of {self.name} waits for {what}, which waits for that hook to end"
+            )
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(f"{self.name} belongs to another event loop; await it there")
 
-    # Its life -------------------------------------------------------------------------------------------------------------
+    # Its life -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
         try:
@@ -444,8 +460,8 @@ class Run:
             _live.discard(self)
 
     def _end_unstarted(self, task: asyncio.Task[None]) -> None:
-        # `asyncio.run` whose main function returns right after `start` cancels the task before its first step: nothing
-        # of its body ever runs, its `finally` neither.
+        # `asyncio.run` whose main function returns right after `start` cancels the task before its first
+        # step: nothing of its body ever runs, its `finally` neither.
         if not task.cancelled():
             return
         self.cancel("the event loop is shutting down")
@@ -538,7 +554,7 @@ class Run:
             self._final_claim.let_go()
         return self._final_claim.let_go
 
-    # Wiring ---------------------------------------------------------------------------------------------------------------
+    # Wiring -------------------------------------------------------------------------------------------------
 
     def _subscriber(self, name: str, callback: Callback, hooks: Hooks) -> Subscriber:
         mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
@@ -569,8 +585,8 @@ class Run:
             "mailbox",
             has_room,
             complain=lambda seconds: logger.warning(
-                "%s: the training has waited %.1f s for %s.%s, whose mailbox is full. Make the hook quicker, or choose "
-                'overflow = "drop_oldest" or "latest"',
+                "%s: the training has waited %.1f s for %s.%s, whose mailbox is full. "
+                'Make the hook quicker, or choose overflow = "drop_oldest" or "latest"',
                 self.name,
                 seconds,
                 mailbox.owner,
@@ -580,9 +596,9 @@ class Run:
         )
 
     def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
-        logger.warning("%s: the training has waited %.0f s for %s.%s (lockstep)", self.name, seconds, names, hook)
+        logger.warning("%s: the training has waited %.0f s for %s.%s", self.name, seconds, names, hook)
 
-    # Failures -------------------------------------------------------------------------------------------------------------
+    # Failures -----------------------------------------------------------------------------------------------
 
     def _inline_failed(self, failure: InlineFailure) -> None:
         self._count_failure(failure.subscriber.name, failure.hook, failure.epoch, failure.error)
@@ -618,7 +634,7 @@ class Run:
         if before is None:
             self._failures[name, hook] = Failure(name, hook, epoch, error)
         else:
-            self._failures[name, hook] = before._replace(count=before.count + 1)
+            self._failures[name, hook] = before._replace(times=before.times + 1)
         self.history.failures = list(self._failures.values())
         return before is None
 

@@ -1,7 +1,8 @@
 """The hook table: which events somebody wants, and what is done on the training thread for each.
 
-``emit.batch_end`` and its like are functions made once for a version of the table, with everything looked up beforehand, or None
-where nobody wants the event; the loop then only takes its number (``skip``). A reader that joins or leaves makes a new version.
+``emit.batch_end`` and its like are functions made once for a version of the table, with everything looked up
+beforehand, or None where nobody wants the event; the loop then only takes its number (``skip``). A reader
+that joins or leaves makes a new version.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher", "Emit", "Subscriber"]
 
 SLOW = 0.1
-"""Seconds: inline hooks are looked at by the slow-callback warning where a batch with them takes longer than this."""
+"""Seconds: inline hooks are looked at by the slow-callback warning where a batch with them takes longer than
+this."""
 
 GLANCE = 16
 """Batches between two looks at the length of a roomy mailbox."""
@@ -94,7 +96,7 @@ class Emit(NamedTuple):
     predict_batch_end: Emitter
 
 
-_BATCH_KINDS = {
+_BATCH_KINDS: dict[str, Any] = {
     "batch_begin": BatchBegin,
     "batch_end": BatchEnd,
     "test_batch_begin": TestBatchBegin,
@@ -115,8 +117,8 @@ class InlineFailure(NamedTuple):
 
 
 class Dispatcher:
-    """Runs inline hooks and fills mailboxes. Called on the training thread; ``rebuild``, ``commit``, ``silence`` and
-    ``close_beside`` on the loop.
+    """Runs inline hooks and fills mailboxes. Called on the training thread; ``rebuild``, ``commit``,
+    ``silence`` and ``close_beside`` on the loop.
 
     Args:
         subscribers: in the order of the callback list.
@@ -124,7 +126,7 @@ class Dispatcher:
         wakeup: the way to the loop.
         control: for the waits of lockstep hooks.
         failed: told of every inline hook that raised, before the exception goes on.
-        warn: told of a lockstep hook that takes long: (seconds, names of the callbacks, hook).
+        warn: told of hooks that the training waits for and that take long: (seconds, names of the callbacks, hook).
     """
 
     def __init__(
@@ -148,18 +150,20 @@ class Dispatcher:
         self.skip: Callable[[], int] = self._numbers.__next__
         """Takes the number of an event that nobody wants, and answers it."""
         self._numbering = threading.Lock()
-        # One list of hooks for each batch event, shared by all versions of the table so that `silence` reaches them all.
+        # One list of hooks for each batch event, shared by all versions of the table so that `silence`
+        # reaches them all.
         self._inline = {
             kind.hook: [s.inline[kind.hook] for s in subscribers if kind.hook in s.inline]
             for kind in _BATCH_KINDS.values()
         }
         self._clock = SlowHooks()
         self._silent = False
+        self._opening = ""
         self._closed: set[type[Any]] = set()
         self._withheld: list[tuple[Subscriber, Entry]] = []
         self.emit = self._build()
 
-    # The table ------------------------------------------------------------------------------------------------------
+    # The table ----------------------------------------------------------------------------------------------
 
     def rebuild(self) -> None:
         """A reader came or went: other events are wanted from now on."""
@@ -177,14 +181,19 @@ class Dispatcher:
     @property
     def taken(self) -> int:
         """Numbers given to events so far."""
-        return int(repr(self._numbers)[len("count(") : -1])  # the one way to look at a counter without moving it
+        return int(
+            repr(self._numbers)[len("count(") : -1]
+        )  # the one way to look at a counter without moving it
 
     def _build(self) -> Emit:
         shared = self._readers.wanted or any(
-            kind.hook in subscriber.beside for kind in _BATCH_KINDS.values() for subscriber in self.subscribers
+            kind.hook in subscriber.beside
+            for kind in _BATCH_KINDS.values()
+            for subscriber in self.subscribers
         )
         return Emit(
-            # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will do.
+            # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will
+            # do.
             logs=Logs if shared else dict,
             epoch_begin=self._always(EpochBegin),
             epoch_end=self._always(EpochEnd),
@@ -201,7 +210,8 @@ class Dispatcher:
         lockstep = [s for s in beside if s.lockstep]
         boxes = [s.mailbox for s in beside]
         appends = tuple(box.queue.append for box in boxes)
-        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox keeps as much in hand.
+        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox
+        # keeps as much in hand.
         tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
         every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
         streamed = self._readers.wanted
@@ -258,10 +268,11 @@ class Dispatcher:
 
         return emit
 
-    # The ends of a run ----------------------------------------------------------------------------------------------
+    # The ends of a run --------------------------------------------------------------------------------------
 
     def begin(self, kind: type[Any], step: int) -> None:
         """The first event. A callback has begun once this hook of it was called."""
+        self._opening = kind.hook
         fields = (step, Logs())
         beside = [s for s in self.subscribers if kind.hook in s.beside]
         self._run_inline(kind.hook, fields, self.subscribers, begins=True)
@@ -271,27 +282,35 @@ class Dispatcher:
 
     def wait_begun(self) -> None:
         """Waits for the awaitables of the first event of all callbacks."""
-        boxes = [s.mailbox for s in self.subscribers]
-        self._control.wait("train begin", lambda: all(box.finished for box in boxes))
+        self._control.wait(
+            "train begin",
+            lambda: all(s.mailbox.finished for s in self.subscribers),
+            complain=self._warn_begin,
+            complain_after=self._control.limits.patience,
+        )
 
     def close(self, kind: type[Any], *fields: Any) -> list[BaseException]:
-        """A closing event, for every callback that has begun. One that raises does not keep it from the rest."""
+        """A closing event, for every callback that has begun. One that raises does not keep it from the
+        rest."""
         errors: list[BaseException] = []
+        later: list[tuple[Subscriber, Entry]] | None = None
         for subscriber in self.subscribers:
             if subscriber.begun:
                 subscriber.closing_hooks.add(kind.hook)
                 try:
-                    self._run_inline(kind.hook, fields, [subscriber])
+                    later = self._call_inline(subscriber, kind.hook, fields, later)
                 except BaseException as error:
                     errors.append(error)
+        self._end_inline(kind.hook, later)
         self.close_beside(kind, *fields)
         return errors
 
     def close_beside(self, kind: type[Any], *fields: Any) -> None:
-        """The beside half of it; alone, on the loop, where the thread is stuck and inline hooks can never run.
+        """The beside half of it; alone, on the loop, where the thread is stuck and inline hooks can never
+        run.
 
-        A callback that listens for durable files gets its last event only by :meth:`release_withheld`: files that are
-        still being written are announced before it closes its books.
+        A callback that listens for durable files gets its last event only by :meth:`release_withheld`: files
+        that are still being written are announced before it closes its books.
         """
         with self._numbering:
             if kind in self._closed:  # a thread that was given up as stuck, and came back
@@ -319,35 +338,49 @@ class Dispatcher:
                 subscriber.mailbox.put(entry)
         self._wakeup.flush()
 
-    # What they share ------------------------------------------------------------------------------------------------
+    # What they share ----------------------------------------------------------------------------------------
 
     def _run_inline(
         self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
     ) -> None:
-        arguments, epoch = _arguments(hook_name, fields)
         later: list[tuple[Subscriber, Entry]] | None = None
         try:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
                     subscriber.begun = True
-                hook = subscriber.inline.get(hook_name)
-                if hook is None:
-                    continue
-                try:
-                    result = hook(*arguments)
-                    if result is not None:
-                        later = self._keep_work(subscriber, hook_name, epoch, result, later)
-                except BaseException as error:
-                    self._failed(InlineFailure(subscriber, hook_name, self.taken, epoch, error))
-                    raise
+                later = self._call_inline(subscriber, hook_name, fields, later)
         finally:
-            self.snapshots.forget()
-            if later is not None:
-                self._post_later(later, hook_name)
+            self._end_inline(hook_name, later)
+
+    def _call_inline(
+        self,
+        subscriber: Subscriber,
+        hook_name: str,
+        fields: tuple[Any, ...],
+        later: list[tuple[Subscriber, Entry]] | None,
+    ) -> list[tuple[Subscriber, Entry]] | None:
+        """Calls one inline hook. Answers ``later`` with the coroutine in it that it returned, if any."""
+        hook = subscriber.inline.get(hook_name)
+        if hook is None:
+            return later
+        arguments, epoch = _arguments(hook_name, fields)
+        try:
+            result = hook(*arguments)
+            if result is None:
+                return later
+            return self._keep_work(subscriber, hook_name, epoch, result, later)
+        except BaseException as error:
+            self._failed(InlineFailure(subscriber, hook_name, self.taken, epoch, error))
+            raise
+
+    def _end_inline(self, hook_name: str, later: list[tuple[Subscriber, Entry]] | None) -> None:
+        self.snapshots.forget()
+        if later is not None:
+            self._post_later(later, hook_name)
 
     def _publish(self, kind: type[Any], fields: tuple[Any, ...]) -> int:
-        """Builds the event for the ring. Number and ring under one lock: the thread and the loop both number events, and the ring
-        holds them in the order of their numbers."""
+        """Builds the event for the ring. Number and ring under one lock: the thread and the loop both number
+        events, and the ring holds them in the order of their numbers."""
         with self._numbering:
             number = self.skip()
             self._readers.append(kind(number, *fields))
@@ -406,13 +439,18 @@ class Dispatcher:
             complain_after=self._control.limits.patience,
         )
 
+    def _warn_begin(self, seconds: float) -> None:
+        busy = [s.name for s in self.subscribers if not s.mailbox.finished]
+        self._warn(seconds, ", ".join(busy), self._opening)
+
     def _owner(self, hook: object, hook_name: str) -> Subscriber:
         hook = hook.hook if isinstance(hook, _Timed) else hook
         return next(s for s in self.subscribers if s.inline.get(hook_name) is hook)
 
 
 class HookSnapshots:
-    """The snapshots taken by the inline hooks of the event under way: one copy, a handle for each callback that asks."""
+    """The snapshots taken by the inline hooks of the event under way: one copy, a handle for each callback
+    that asks."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[Any, Snapshot]] = []
@@ -432,9 +470,9 @@ class HookSnapshots:
 class SlowHooks:
     """Warns of inline batch hooks that are slow beside the batches, as Keras does, and names the callback.
 
-    Keras 2's rule: the median of the last ten calls is over 0.1 s and over 0.95 of a batch. Here a batch is the time from one
-    end of a batch to the next, the hooks under observation left out. One look at the clock for each batch: the hooks
-    themselves are timed from the first batch on that takes over 0.1 s.
+    Keras 2's rule: the median of the last ten calls is over 0.1 s and over 0.95 of a batch. Here a batch is
+    the time from one end of a batch to the next, the hooks under observation left out. One look at the clock
+    for each batch: the hooks themselves are timed from the first batch on that takes over 0.1 s.
     """
 
     def __init__(self) -> None:
@@ -443,7 +481,8 @@ class SlowHooks:
         self._warned = False
 
     def watch(self, hook_name: str, hooks: list[Any]) -> Callable[[], None] | None:
-        """Answers what to call after the hooks of a batch's end; None for the other events, whose hooks it times too."""
+        """Answers what to call after the hooks of a batch's end; None for the other events, whose hooks it
+        times too."""
         if hook_name not in (BatchBegin.hook, BatchEnd.hook) or not hooks:
             return None
         self._watched[hook_name] = hooks
@@ -502,7 +541,8 @@ class _Timed:
 
 
 def _arguments(hook_name: str, fields: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:
-    """What a hook is called with, and the epoch: fields are (epoch, logs, step), (step, logs) or (exception,)."""
+    """What a hook is called with, and the epoch: fields are (epoch, logs, step), (step, logs) or
+    (exception,)."""
     if hook_name in ("on_epoch_begin", "on_epoch_end"):
         return fields[:2], fields[0]
     return fields[-1:], None
