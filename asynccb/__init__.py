@@ -13,11 +13,13 @@
      models ── storage                                  Sequential, adapters
           protocols · events · errors · text            the ground floor
 
-Arrows only go down. A batch ends in ``training/loop.py``; the loop tells its host; the dispatcher runs the inline hooks, in order, on
-the same thread, and puts the event into the mailbox of each callback that wants it; each callback's consumer works at its own
-pace on the event loop. Only ``training/control.py`` goes uphill: stop, pause, cancel and snapshot requests.
+Arrows only go down. A batch ends in ``training/loop.py``; the loop tells its host; the dispatcher runs the
+inline hooks, in order, on the same thread, and puts the event into the mailbox of each callback that wants
+it; each callback's consumer works at its own pace on the event loop. Only ``training/control.py`` goes
+uphill: stop, pause, cancel and snapshot requests.
 
-Importing this package starts nothing, installs no signal handler, configures no logging and imports no framework.
+Importing this package starts nothing, installs no signal handler, configures no logging and imports no
+framework.
 """
 
 from asynccb.callbacks.base import Callback

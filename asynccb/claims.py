@@ -36,7 +36,9 @@ class Claim:
                         f"the model is already in {holder}: wait for it, or take a copy with "
                         "`(await run.snapshot()).to_model()`"
                     )
-                raise CallbackBusy(f"{type(held).__name__} already serves {holder}: give each run its own instance")
+                raise CallbackBusy(
+                    f"{type(held).__name__} already serves {holder}: give each run its own instance"
+                )
             _holders.update((id(held), run_name) for held in self._objects)
 
     def hold(self) -> bool:

@@ -1,4 +1,5 @@
-"""What runs on the training thread around the loop: opens it, hosts it, closes it, and turns every way out into a value."""
+"""What runs on the training thread around the loop: opens it, hosts it, closes it, and turns every way out
+into a value."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ class Driver:
         control.capture = self.capture
         control.flagged = _stop_flag(model.user_model)
 
-    # The host -------------------------------------------------------------------------------------------------------
+    # The host -----------------------------------------------------------------------------------------------
 
     @property
     def emit(self) -> HookTable:
@@ -83,7 +84,7 @@ class Driver:
     def broke_inside(self) -> None:
         self._control.torn = True
 
-    # The thread -----------------------------------------------------------------------------------------------------
+    # The thread ---------------------------------------------------------------------------------------------
 
     def __call__(self) -> None:
         """The body of the thread. Raises nothing: the outcome is a value."""

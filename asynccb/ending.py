@@ -1,19 +1,23 @@
 """How a training ends: every way out as one row of a table, and the value in which it crosses threads.
 
-=======================  ===========  =============  ============  ================================  =====================
-way out                  open epoch   on_exception   on_train_end  drain                             ``fit``
-=======================  ===========  =============  ============  ================================  =====================
-end                      --           --             yes           no limit                          History
-stop                     ends, no     --             yes           no limit                          History
+=======================  ===========  =============  ============  ================================
+===================== way out                  open epoch   on_exception   on_train_end  drain
+``fit``
+=======================  ===========  =============  ============  ================================
+===================== end                      --           --             yes           no limit
+History stop                     ends, no     --             yes           no limit
+History
                          validation
-cancel                   left open    yes            yes           grace, from the cancel            CancelledError
-inline hook or model     left open    yes            yes           grace                             that exception
-raises
-beside-hook raises       left open    yes            yes           grace for it, no limit for        CallbackError
+cancel                   left open    yes            yes           grace, from the cancel
+CancelledError inline hook or model     left open    yes            yes           grace
+that exception raises beside-hook raises       left open    yes            yes           grace for it, no
+limit for        CallbackError
                                                                    the others
-stuck after the grace    left open    beside only    beside only   1 s                               as it began
-loop gone                left open    inline only    inline only   none                              nobody listens
-=======================  ===========  =============  ============  ================================  =====================
+stuck after the grace    left open    beside only    beside only   1 s                               as it
+began loop gone                left open    inline only    inline only   none
+nobody listens
+=======================  ===========  =============  ============  ================================
+=====================
 
 What an inline hook could not be told is named in the log.
 """
@@ -21,11 +25,13 @@ What an inline hook could not be told is named in the log.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from asynccb.errors import CallbackError, ModelError
 from asynccb.training.control import Interrupt
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 __all__ = ["Outcome", "Way", "note_all", "of_error", "of_return", "raisable"]
 
@@ -50,7 +56,8 @@ WAYS = {
 
 
 class Outcome(NamedTuple):
-    """How a training ended. A value: it is raised in the frame of whoever awaits, never set on a task or a future.
+    """How a training ended. A value: it is raised in the frame of whoever awaits, never set on a task or a
+    future.
 
     Attributes:
         kind: ``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``.
@@ -67,7 +74,8 @@ class Outcome(NamedTuple):
     way: Way
 
     def with_closing_errors(self, errors: list[BaseException]) -> Outcome:
-        """The same, after closing hooks raised ``errors``: the first becomes the exception where there was none."""
+        """The same, after closing hooks raised ``errors``: the first becomes the exception where there was
+        none."""
         if self.kind in ("failed", "cancelled") or not errors:
             note_all(self.exception, errors)
             return self
@@ -77,7 +85,8 @@ class Outcome(NamedTuple):
         return self._replace(kind="failed", reason=reason, exception=first, traceback=first.__traceback__)
 
     def with_beside_errors(self, errors: list[CallbackError]) -> Outcome:
-        """The same, with the first error in event order as its exception. A cancelled training stays cancelled."""
+        """The same, with the first error in event order as its exception. A cancelled training stays
+        cancelled."""
         note_all(errors[0], list(errors[1:]))
         if self.kind == "cancelled":
             return self

@@ -3,20 +3,20 @@
 ::
 
     AsynccbError
-    ├── ArgumentError            (ValueError)    refused before the first batch: what was given, what is allowed
-    │   └── HookRefused                          a callback's hook cannot be called as it stands
-    ├── ModelBusy                (RuntimeError)  the model is in another training
-    ├── CallbackBusy             (RuntimeError)  the callback is in another training
-    ├── SelfWait                 (RuntimeError)  a hook waits for its own run
-    ├── NotStarted               (RuntimeError)  the run is still queued
-    ├── TornState                (RuntimeError)  the model raised inside a batch; its weights are half updated
-    ├── ModelError                               the model raised what cannot cross an ``await``
-    ├── CallbackError                            a beside-hook raised, and its ``on_error`` is "raise"
-    ├── RunCancelled                             somebody else cancelled the run that you await
-    ├── CheckpointWriteError     (OSError)       a file could not be written; the old one is untouched
-    └── FileRefused              (ValueError)    a file that is damaged or not safe to load
+    ├── ArgumentError            (ValueError)    refused before the first batch: what was given, what is
+    allowed │   └── HookRefused                          a callback's hook cannot be called as it stands ├──
+    ModelBusy                (RuntimeError)  the model is in another training ├── CallbackBusy
+    (RuntimeError)  the callback is in another training ├── SelfWait                 (RuntimeError)  a hook
+    waits for its own run ├── NotStarted               (RuntimeError)  the run is still queued ├── TornState
+    (RuntimeError)  the model raised inside a batch; its weights are half updated ├── ModelError
+    the model raised what cannot cross an ``await`` ├── CallbackError                            a beside-hook
+    raised, and its ``on_error`` is "raise" ├── RunCancelled                             somebody else
+    cancelled the run that you await ├── CheckpointWriteError     (OSError)       a file could not be written;
+    the old one is untouched └── FileRefused              (ValueError)    a file that is damaged or not safe
+    to load
 
-The model's own exception is never wrapped, ModelError's three kinds apart: ``fit`` raises it as it is. All of these
+The model's own exception is never wrapped, ModelError's three kinds apart: ``fit`` raises it as it is. All of
+these
 pickle, so that they can cross processes: each is rebuilt from the arguments of its constructor.
 """
 
@@ -85,7 +85,8 @@ class _Words(str):
 
 
 def in_words(text: str) -> str:
-    """Marks ``text`` as a description for ArgumentError's ``given``, to be shown as it is: ``x=shape (3, 4)``."""
+    """Marks ``text`` as a description for ArgumentError's ``given``, to be shown as it is: ``x=shape (3,
+    4)``."""
     return _Words(text)
 
 
@@ -103,7 +104,8 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 
 class HookRefused(ArgumentError):
-    """A hook of a callback has the wrong signature, mixes ``def`` and ``async def``, or is an async generator."""
+    """A hook of a callback has the wrong signature, mixes ``def`` and ``async def``, or is an async
+    generator."""
 
 
 class ModelBusy(AsynccbError, RuntimeError):
@@ -115,7 +117,8 @@ class CallbackBusy(AsynccbError, RuntimeError):
 
 
 class SelfWait(AsynccbError, RuntimeError):
-    """A hook or an async source of a run awaited that run, which waits for the hook: neither would ever end."""
+    """A hook or an async source of a run awaited that run, which waits for the hook: neither would ever
+    end."""
 
 
 class NotStarted(AsynccbError, RuntimeError):
@@ -123,14 +126,15 @@ class NotStarted(AsynccbError, RuntimeError):
 
 
 class TornState(AsynccbError, RuntimeError):
-    """The model raised inside a batch, so that its weights may be half updated; no snapshot is taken of them."""
+    """The model raised inside a batch, so that its weights may be half updated; no snapshot is taken of
+    them."""
 
 
 class ModelError(AsynccbError):
     """The model raised StopIteration, GeneratorExit or a CancelledError of its own.
 
-    These three mean something to ``await`` itself, so they are wrapped; ``__cause__`` is the original. Every other
-    exception of a model reaches the caller of ``fit`` unchanged.
+    These three mean something to ``await`` itself, so they are wrapped; ``__cause__`` is the original. Every
+    other exception of a model reaches the caller of ``fit`` unchanged.
     """
 
 
@@ -163,7 +167,8 @@ class CallbackError(AsynccbError):
 class RunCancelled(AsynccbError):
     """The awaited run was cancelled, though not this task.
 
-    An Exception and not a CancelledError: a task that only watches a run must not vanish silently because another
+    An Exception and not a CancelledError: a task that only watches a run must not vanish silently because
+        another
     handler cancelled the training.
 
     Attributes:
@@ -181,7 +186,8 @@ class RunCancelled(AsynccbError):
 
 
 class CheckpointWriteError(AsynccbError, OSError):
-    """A file could not be written. The file that stood there before is untouched, the temporary one is removed.
+    """A file could not be written. The file that stood there before is untouched, the temporary one is
+    removed.
 
     Attributes:
         path: the name that was to be written.
@@ -213,10 +219,11 @@ class FileRefused(AsynccbError, ValueError):
 
 
 class Failure(NamedTuple):
-    """One line of ``history.failures``: the first failure of one hook of one callback, and how often it came."""
+    """One line of ``history.failures``: the first failure of one hook of one callback, and how often it
+    came."""
 
     callback: str
     hook: str
     epoch: int | None
     exception: BaseException
-    count: int = 1
+    times: int = 1

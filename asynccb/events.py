@@ -21,9 +21,9 @@
 
 ``evaluate`` is the TestBegin .. TestEnd part alone, ``predict`` the same with Predict in place of Test.
 
-Every record names the hook that it calls in ``hook``. ``seq`` numbers the events of a run from 0 in the order in which
-they happen; an event that nobody wanted is never built, but its number is taken. Where a hook takes an index, it stands
-in field 1 and the logs in field 2, so that the delivery need not know the kinds apart.
+Every record names the hook that it calls in ``hook``. ``seq`` numbers the events of a run from 0 in the order
+in which they happen; an event that nobody wanted is never built, but its number is taken. Where a hook takes
+an index, it stands in field 1 and the logs in field 2, so that the delivery need not know the kinds apart.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ __all__ = [
 class Logs(dict[str, Any]):
     """The logs of one event while inline hooks may still add to them. A plain dict in all but name.
 
-    When the last inline hook has run, the very same object becomes a :class:`FrozenLogs` (its class is changed, nothing
-    is copied), because from then on other threads read it.
+    When the last inline hook has run, the very same object becomes a :class:`FrozenLogs` (its class is
+    changed, nothing is copied), because from then on other threads read it.
     """
 
     __slots__ = ()
 
     def freeze(self) -> None:
-        # The one line that makes sharing without a copy safe: assigning the class is atomic, and both classes have
-        # the layout of dict, so a hook that kept the object cannot change it behind a reader's back any more.
-        self.__class__ = FrozenLogs  # type: ignore[assignment]
+        # The one line that makes sharing without a copy safe: assigning the class is atomic, and both classes
+        # have the layout of dict, so a hook that kept the object cannot change it behind a reader's back any
+        # more.
+        self.__class__ = FrozenLogs
 
 
 class FrozenLogs(Logs):
@@ -86,8 +87,8 @@ class FrozenLogs(Logs):
             "add keys in an inline (`def`) hook, or change a copy: dict(logs)"
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def copy(self) -> dict[str, Any]:
         return dict(self)
@@ -105,7 +106,8 @@ class FrozenLogs(Logs):
 
 
 class Event:
-    """What all records have in common: the hook that they call, and the arguments that the hook is called with."""
+    """What all records have in common: the hook that they call, and the arguments that the hook is called
+    with."""
 
     __slots__ = ()
     hook: ClassVar[str]
@@ -170,9 +172,10 @@ class _Saved(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """In an event stream: ``count`` events before the next one are gone from the ring, or were never built."""
+    """In an event stream: ``missing`` events before the next one are gone from the ring, or were never
+    built."""
 
-    count: int
+    missing: int
 
 
 class TrainBegin(_Phase, Event):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """What one step trains on.
 
-    ``x`` is one array or, for a model of several inputs, the same tuple, list or dict of arrays that the caller
-    gave; every array has the samples on axis 0. ``y`` and ``sample_weight`` are None where there are none.
-    ``size`` is the number of samples.
+    ``x`` is one array or, for a model of several inputs, the same tuple, list or dict of arrays that the
+    caller gave; every array has the samples on axis 0. ``y`` and ``sample_weight`` are None where there are
+    none. ``size`` is the number of samples.
     """
 
     x: Any
@@ -44,7 +44,8 @@ class ModelState(Protocol):
         """Read-only arrays by name: weights first, then optimizer slots (names start with ``optimizer/``)."""
 
     def save(self, path: str | PathLike[str], *, weights_only: bool = False) -> None:
-        """Writes the state as a file of the model's own format, atomically. Blocks; never call it on the loop."""
+        """Writes the state as a file of the model's own format, atomically. Blocks; never call it on the
+        loop."""
 
     def to_model(self) -> Any:
         """A new model with this state, independent of the one it was taken from."""
@@ -71,13 +72,18 @@ class Model(Protocol):
 
     @property
     def metrics_names(self) -> Sequence[str]:
-        """The names in a batch's logs, ``loss`` first. Empty where the model does not tell before it trains."""
+        """The names in a batch's logs, ``loss`` first. Empty where the model does not tell before it
+        trains."""
 
     def check_ready(self, *, training: bool) -> None:
-        """Refuses a model that cannot train (or test) yet: not compiled, without layers, without ``test_batch``."""
+        """Refuses a model that cannot train (or test) yet: not compiled, without layers, without
+        ``test_batch``."""
 
-    def check_data(self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True) -> None:
-        """Refuses data that the model can never take (shapes, dtypes) with :class:`~asynccb.ArgumentError`."""
+    def check_data(
+        self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True
+    ) -> None:
+        """Refuses data that the model can never take (shapes, dtypes) with
+        :class:`~asynccb.ArgumentError`."""
 
     def direction(self, metric: str) -> str | None:
         """``"min"`` or ``"max"`` if the model knows in which direction this metric improves, else None."""
@@ -115,7 +121,8 @@ class Source(Protocol):
 class Emit(Protocol):
     """One version of the hook table: a function for each kind of event.
 
-    Batch events are None where nobody wants them; the loop then calls ``Host.skip`` in place of building them.
+    Batch events are None where nobody wants them; the loop then calls ``Host.skip`` in place of building
+    them.
     """
 
     logs: Callable[..., dict[str, Any]]
@@ -139,7 +146,8 @@ class EmitBatch(Protocol):
 class Host(Protocol):
     """What the loop knows of the world: five verbs and three places to publish where it is.
 
-    No thread, clock or asyncio shows through it. ``stopped`` and ``safe_point`` may leave the loop by a BaseException.
+    No thread, clock or asyncio shows through it. ``stopped`` and ``safe_point`` may leave the loop by a
+    BaseException.
     """
 
     epoch: int
@@ -147,8 +155,9 @@ class Host(Protocol):
     logs: Mapping[str, Any]
 
     @property
-    def emit(self) -> Emit:
-        """The present version of the hook table. Looked up for each event: it changes when a reader joins."""
+    def emit(self) -> Any:
+        """The present version of the hook table, an :class:`Emit`. Looked up each time: it changes when a
+        reader joins."""
 
     @property
     def before_update(self) -> Gate | None:

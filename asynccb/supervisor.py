@@ -1,14 +1,15 @@
-"""The one task that owns everything a run starts: its thread, its consumers, its async sources, and their end.
+"""The one task that owns everything a run starts: its thread, its consumers, its async sources, and their
+end.
 
-The consumers stand in a plain list and not in a TaskGroup: cancelled in its ``__aexit__``, a group drops all its tasks without a
-drain, and an error while closing replaces the CancelledError by a group, so that ``asyncio.timeout`` around a training would
-give no TimeoutError.
+The consumers stand in a plain list and not in a TaskGroup: cancelled in its ``__aexit__``, a group drops all
+    its tasks without a
+drain, and an error while closing replaces the CancelledError by a group, so that ``asyncio.timeout`` around a
+training would give no TimeoutError.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from asynccb.errors import RunCancelled
 from asynccb.events import ExceptionRaised, Logs
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable
 
     from asynccb.bus.delivery import Consumer
@@ -79,7 +81,7 @@ class Supervisor:
         self._feeding: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
 
-    # What others tell it, on the loop ---------------------------------------------------------------------------------
+    # What others tell it, on the loop -----------------------------------------------------------------------
 
     def poke(self) -> None:
         """Something changed that the supervisor may be waiting for."""
@@ -97,7 +99,7 @@ class Supervisor:
             self.outcome = outcome
         self._news.set()
 
-    # Its life -----------------------------------------------------------------------------------------------------------
+    # Its life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> Outcome:
         """From start to end. Cancelling the task cancels the run; it still ends in order."""
@@ -139,7 +141,8 @@ class Supervisor:
         return self.outcome
 
     def _give_up_thread(self) -> Outcome:
-        """The thread is stuck in a batch or a hook. It cannot be killed: it is left alone, and no hook of ours runs on it."""
+        """The thread is stuck in a batch or a hook. It cannot be killed: it is left alone, and no hook of
+        ours runs on it."""
         assert self._control.interrupt is not None
         # A thread that is stuck in a closing hook had left its loop: the outcome was fixed then.
         outcome = self._driver.outcome or of_error(self._control.interrupt)
@@ -175,7 +178,7 @@ class Supervisor:
         )
         return outcome
 
-    # The drain ----------------------------------------------------------------------------------------------------------
+    # The drain ----------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
         """Waits until every mailbox is empty and every hook is done, within the limits of the way out."""
@@ -240,7 +243,7 @@ class Supervisor:
                 consumer.hook,
             )
 
-    # The end ------------------------------------------------------------------------------------------------------------
+    # The end ------------------------------------------------------------------------------------------------
 
     async def _end_consumers(self) -> None:
         for consumer in self._consumers:
@@ -257,7 +260,9 @@ class Supervisor:
         deadline = time.monotonic() + self._limits.grace
         while any(not task.done() for task in self._feeding):
             if time.monotonic() >= deadline:
-                logger.error("%s: the async source ignores its cancellation and is left to itself", self._name)
+                logger.error(
+                    "%s: the async source ignores its cancellation and is left to itself", self._name
+                )
                 return
             await self._wait_for_news(deadline)
         for task in self._feeding:
@@ -272,8 +277,8 @@ class Supervisor:
         try:
             await self._news.wait()
         except asyncio.CancelledError:
-            # `asyncio.run` cancels everything when its main function returns. That counts as a cancel of the run, which
-            # then ends within its grace period; a second one changes nothing.
+            # `asyncio.run` cancels everything when its main function returns. That counts as a cancel of the
+            # run, which then ends within its grace period; a second one changes nothing.
             task = asyncio.current_task()
             while task is not None and task.cancelling():
                 task.uncancel()

@@ -1,4 +1,5 @@
-"""Doubles for tests of callbacks and services: a model that waits for you, a callback that records, and ``settle``.
+"""Doubles for tests of callbacks and services: a model that waits for you, a callback that records, and
+``settle``.
 
 ::
 
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from asynccb.protocols import Batch
     from asynccb.run import Run
 
-__all__ = ["Match", "Recorder", "ScriptedModel", "settle"]
+__all__ = ["Match", "Recorder", "ScriptedModel", "ScriptedState", "settle"]
 
 
 class ScriptedModel:
     """A model whose batches wait for a gate, and whose losses are given.
 
-    Each trained batch fills its one weight array with the number of batches trained, so that a copy shows when it was made.
+    Each trained batch fills its one weight array with the number of batches trained, so that a copy shows
+    when it was made.
 
     Args:
         losses: loss of each batch in turn, from the start again when they are used up.
@@ -96,7 +98,8 @@ class ScriptedModel:
         return ScriptedState(self.weights.copy())
 
     async def open(self, batches: int = 1) -> None:
-        """Lets ``batches`` more through, and waits until the thread stands at the gate again or the runs have ended."""
+        """Lets ``batches`` more through, and waits until the thread stands at the gate again or the runs have
+        ended."""
         with self._gate:
             self._allowed += batches
             self._gate.notify_all()
@@ -110,7 +113,7 @@ class ScriptedModel:
 
     async def at_gate(self) -> None:
         """Waits until the thread waits at the closed gate, or no run is alive."""
-        while not (self._waiting and self._allowed == 0) and live_runs():
+        while not (self._waiting and self._allowed == 0) and live_runs():  # noqa: ASYNC110 a thread comes
             await asyncio.sleep(0.001)
 
     @property
@@ -153,7 +156,8 @@ class Recorder(Callback):
     """Records every event of a run, in order, on the loop.
 
     Attributes:
-        events: the events' hook names with their first arguments: ``("on_epoch_end", 0)``, ``("on_train_end",)``.
+        events: the events' hook names with their first arguments: ``("on_epoch_end", 0)``,
+            ``("on_train_end",)``.
         logs: the logs of each, as plain dicts.
     """
 
@@ -235,8 +239,8 @@ class Match:
 
 
 async def settle(rounds: int = 5) -> None:
-    """Returns when nothing of ours can move on this loop: every mailbox is empty or behind a suspended hook, and every training
-    thread waits (at a gate, in a wait, in a pause) or has left.
+    """Returns when nothing of ours can move on this loop: every mailbox is empty or behind a suspended hook,
+    and every training thread waits (at a gate, in a wait, in a pause) or has left.
 
     A model that really computes keeps this waiting until it has ended or waits.
     """

@@ -43,13 +43,15 @@ class Trainer:
 
     Args:
         model: a :class:`asynccb.models.Sequential`, or any object with ``train_batch(batch) -> dict``.
-        seed: of the order of the samples: every fit starts from it, and the order of epoch e depends on (seed, e) alone.
+        seed: of the order of the samples: every fit starts from it, and the order of epoch e depends on
+            (seed, e) alone.
             None: one is drawn, and can be read as ``trainer.seed``.
         engine: where runs are executed; None: each in a daemon thread of its own.
 
     Attributes:
         seed: int.
-        last_run: the newest :class:`~asynccb.Run` of a ``fit``; after a cancelled ``fit`` it still has the History.
+        last_run: the newest :class:`~asynccb.Run` of a ``fit``; after a cancelled ``fit`` it still has the
+            History.
 
     Raises:
         ArgumentError: the model cannot train, or the seed is not a whole number from 0 on.
@@ -89,25 +91,33 @@ class Trainer:
     ) -> History:
         """Trains the model and answers its History. Arguments and defaults are those of Keras' ``fit``.
 
-        No batch runs on the event loop, and the loop is never blocked by this package. Cancelling the task that awaits this cancels the
-        training: it ends after the batch under way, the callbacks' end hooks run, mailboxes drain for up to 5 s, and then the
+        No batch runs on the event loop, and the loop is never blocked by this package. Cancelling the task
+        that awaits this cancels the
+        training: it ends after the batch under way, the callbacks' end hooks run, mailboxes drain for up to 5
+            s, and then the
         cancellation goes on.
 
         Args:
-            x: array of shape (samples, ...), or a tuple, list or dict of arrays for several inputs; or an iterable (generator, loader)
-                or **async** iterable of batches ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+            x: array of shape (samples, ...), or a tuple, list or dict of arrays for several inputs; or an
+                iterable (generator, loader) or **async** iterable of batches ``x``, ``(x, y)`` or ``(x, y,
+                sample_weight)``.
             y: targets, samples on axis 0; None where ``x`` yields whole batches.
             batch_size: samples in a batch of array data; None means 32.
             epochs: index of the last epoch plus one (not a count, where ``initial_epoch`` is given).
-            verbose: 0 silent, 1 progress bar, 2 one line an epoch; ``"auto"`` is 1. Not a terminal: one plain line an epoch.
+            verbose: 0 silent, 1 progress bar, 2 one line an epoch; ``"auto"`` is 1. Not a terminal: one plain
+                line an epoch.
             callbacks: instances of :class:`~asynccb.Callback`, called in this order.
-            validation_split: part of the arrays, from their end and before shuffling, to validate on. 0 <= split < 1.
+            validation_split: part of the arrays, from their end and before shuffling, to validate on. 0 <=
+                split < 1.
             validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches; overrides ``validation_split``.
-            shuffle: True: a new order of samples each epoch; ``"batch"``: of whole batches; False: none. Arrays only.
-            class_weight: dict from class index to a weight that multiplies the sample weights; classes not in it weigh 1.
+            shuffle: True: a new order of samples each epoch; ``"batch"``: of whole batches; False: none.
+                Arrays only.
+            class_weight: dict from class index to a weight that multiplies the sample weights; classes not in
+                it weigh 1.
             sample_weight: float array of shape (samples,).
             initial_epoch: index of the first epoch.
-            steps_per_epoch: batches in an epoch; needed where ``x`` can be iterated once only and there is more than one epoch.
+            steps_per_epoch: batches in an epoch; needed where ``x`` can be iterated once only and there is
+                more than one epoch.
             validation_steps: batches in a validation.
             validation_batch_size: None: as ``batch_size``.
             validation_freq: validate after every n-th epoch, or after the 1-based epochs of a list.
@@ -144,8 +154,7 @@ class Trainer:
             name=name,
             replay=replay,
         )
-        history: History = await run.wait_as_owner()
-        return history
+        return await run.wait_as_owner()
 
     def start(
         self,
@@ -172,8 +181,9 @@ class Trainer:
     ) -> Run:
         """Starts what :meth:`fit` awaits, and answers the handle on it at once. Takes what ``fit`` takes.
 
-        Needs a running event loop. What can be refused cheaply raises here; data is converted and scanned on the training thread, and what is
-        refused there is raised by whoever awaits the run, before the first batch.
+        Needs a running event loop. What can be refused cheaply raises here; data is converted and scanned on
+        the training thread, and what is refused there is raised by whoever awaits the run, before the first
+        batch.
         """
         asked = check_fit(
             x,
@@ -198,7 +208,7 @@ class Trainer:
         history, ordered = _with_automatic(given, asked.verbose)
         hooked = [(callback, read_hooks(callback)) for callback in ordered]
         program = Fit(asked, self.seed, log_keys_open=any(_may_add_keys(*pair) for pair in hooked))
-        run = self._run(program, hooked, history, name=name, replay=replay, stop_after=asked.stop_after)
+        run: Run = self._run(program, hooked, history, name=name, replay=replay, stop_after=asked.stop_after)
         self.last_run = run
         return run
 
@@ -295,11 +305,12 @@ def _as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
     for position, callback in enumerate(given):
         if any(callback is other for other in given[:position]):
             raise ArgumentError("callbacks", callback, "each instance once", "Make a second instance")
-    return given  # type: ignore[return-value]  # read_hooks refuses what is no Callback
+    return given  # read_hooks refuses what is no Callback
 
 
 def _with_automatic(given: list[Callback], verbose: int) -> tuple[History, list[Callback]]:
-    """Keras' order: BaseLogger, the user's, History, ProgbarLogger. One given by the user takes the automatic one's place."""
+    """Keras' order: BaseLogger, the user's, History, ProgbarLogger. One given by the user takes the automatic
+    one's place."""
     means = [c for c in given if isinstance(c, BaseLogger)] or [BaseLogger()]
     histories = [c for c in given if isinstance(c, History)] or [History()]
     bars = [c for c in given if isinstance(c, ProgbarLogger)] or ([ProgbarLogger()] if verbose else [])

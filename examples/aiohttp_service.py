@@ -86,7 +86,7 @@ async def watch(request: web.Request) -> web.StreamResponse:
                     text = f"id: {event.seq}\nevent: epoch\ndata: {strict_json({'epoch': epoch, **logs})}\n\n"
                 case TrainEnd():
                     text = f"id: {event.seq}\nevent: end\ndata: {strict_json(describe(run))}\n\n"
-                case Gap(count=missed):
+                case Gap(missing=missed):
                     text = f"event: gap\ndata: {missed}\n\n"
                 case _:
                     continue

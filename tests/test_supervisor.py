@@ -202,7 +202,7 @@ async def test_on_error_warns_once_and_the_training_goes_on(
     assert other.hooks.count("on_train_batch_end") == 6
     (failure,) = history.failures
     assert failure[:2] == ("Fails", "on_train_batch_end")
-    assert failure.count == expected
+    assert failure.times == expected
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "Fails.on_train_batch_end raised ValueError: always" in caplog.text
     if policy == "disable":

@@ -1,4 +1,5 @@
-"""One long-lived consumer for each callback: runs its beside-hooks in order, one at a time, and lets no exception out."""
+"""One long-lived consumer for each callback: runs its beside-hooks in order, one at a time, and lets no
+exception out."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.mailbox import HOOKS, MARKER, WORK, hook_of
+from asynccb.bus.mailbox import HOOKS, hook_of
 
 if TYPE_CHECKING:
     import contextvars
@@ -56,8 +57,10 @@ class Consumer:
         mailbox: where its entries come from.
         hooks: its ``async def`` hooks, bound, by hook name.
         failed: told of every hook that raised; called on the loop.
-        moved: called after entries were handled, so that a thread waiting for room or for this hook can look again.
-        cancelled: called when somebody outside cancels this task, as ``asyncio.run`` does when its main function returns.
+        moved: called after entries were handled, so that a thread waiting for room or for this hook can look
+            again.
+        cancelled: called when somebody outside cancels this task, as ``asyncio.run`` does when its main
+            function returns.
         closing: the hooks that a muted callback still gets.
     """
 
@@ -92,14 +95,15 @@ class Consumer:
     def start(self, context: contextvars.Context, name: str) -> asyncio.Task[None]:
         """Starts the task in ``context``, which all hooks of this callback share."""
         self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
-        # Cancelled before its first step, as `asyncio.run` does to the tasks of a run that has just begun: nothing of the
-        # body ran, and this callback's hooks are still owed.
+        # Cancelled before its first step, as `asyncio.run` does to the tasks of a run that has just begun:
+        # nothing of the body ran, and this callback's hooks are still owed.
         self.task.add_done_callback(lambda _: None if self.ended else self.start(context, name))
         return self.task
 
     @property
     def hook(self) -> str:
-        """The hook that is suspended now, or ``""``. Found by walking the chain of awaits, so that it costs the hot path nothing."""
+        """The hook that is suspended now, or ``""``. Found by walking the chain of awaits, so that it costs
+        the hot path nothing."""
         awaited: Any = None if self.task is None else self.task.get_coro()
         while (code := getattr(awaited, "cr_code", None)) is not None and code.co_filename == __file__:
             awaited = awaited.cr_await
@@ -137,7 +141,8 @@ class Consumer:
             self.task.cancel()
 
     def leave_behind(self) -> None:
-        """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is closed."""
+        """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is
+        closed."""
         self.ended = self.mailbox.closed = True
         self.mailbox.discard_all()
 
@@ -186,8 +191,8 @@ class Consumer:
                 entry = take()
                 await table[entry[0]](entry[1], entry[2])
         except BaseException as error:
-            # What nobody asked for is the hook's own doing, and so an error like any other: let through, it would end
-            # this task silently.
+            # What nobody asked for is the hook's own doing, and so an error like any other: let through, it
+            # would end this task silently.
             if self._asked_for(error):
                 raise
             if isinstance(error, _GaveUp):
@@ -221,12 +226,13 @@ class Consumer:
         if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             return False
         task = asyncio.current_task() if asyncio._get_running_loop() else None
-        ours = task is not None and task is self.task
-        return not ours or (isinstance(error, asyncio.CancelledError) and task.cancelling() > 0)
+        if task is None or task is not self.task:
+            return True
+        return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
 
     def _absorb_cancel(self) -> None:
-        # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still delivered: the
-        # run turns this into a cancel of its own, and its grace period bounds the rest.
+        # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still
+        # delivered: the run turns this into a cancel of its own, and its grace period bounds the rest.
         task = asyncio.current_task()
         while task is not None and task.cancelling():
             task.uncancel()
@@ -234,7 +240,8 @@ class Consumer:
 
 
 def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], Awaitable[Any]]:
-    """How to call a hook with the two arguments of an entry: itself, where it takes both and is `async def`."""
+    """How to call a hook with the two arguments of an entry: itself, where it takes both and is `async
+    def`."""
     if hook is None:
         return _skip
     if name == "on_checkpoint_saved":  # the one hook that may be a `def` and is called here all the same

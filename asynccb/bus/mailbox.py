@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["CODES", "HOOKS", "MARKER", "WORK", "Entry", "Mailbox", "MailboxStatistics", "Work", "hook_of", "marker"]
+__all__ = [
+    "CODES",
+    "HOOKS",
+    "MARKER",
+    "WORK",
+    "Entry",
+    "Mailbox",
+    "MailboxStatistics",
+    "Work",
+    "hook_of",
+    "marker",
+]
 
 
 HOOKS = (
@@ -40,9 +51,11 @@ MARKER = WORK + 1
 Entry = tuple[int, Any, Any, int, int | None]
 """What lies in a mailbox: (code, first, second, seq, epoch).
 
-``code`` is the position of the hook in HOOKS, and ``first`` and ``second`` are its arguments (``first`` alone where the hook takes one);
-or WORK with a :class:`Work` as ``first``; or MARKER with a future as ``first``. A plain tuple of one shape, because the consumer takes
-tens of thousands a second apart: of a named tuple that costs half as much again, and a test of its kind as much as the hook.
+``code`` is the position of the hook in HOOKS, and ``first`` and ``second`` are its arguments (``first`` alone
+where the hook takes one); or WORK with a :class:`Work` as ``first``; or MARKER with a future as ``first``. A
+plain tuple of one shape, because the consumer takes
+tens of thousands a second apart: of a named tuple that costs half as much again, and a test of its kind as
+    much as the hook.
 """
 
 
@@ -102,7 +115,8 @@ _KEPT = frozenset({"", "on_train_begin", "on_train_end", "on_exception"})
 class Mailbox:
     """A bounded queue with a thread's side (``append`` and ``overflow``) and a loop's side (``take``).
 
-    The hot path of the thread is ``queue.append(entry)`` and a comparison of ``len(queue)`` with ``limit``; ``overflow`` is
+    The hot path of the thread is ``queue.append(entry)`` and a comparison of ``len(queue)`` with ``limit``;
+    ``overflow`` is
     called when the limit is reached: the event goes in first.
 
     Args:
@@ -136,14 +150,16 @@ class Mailbox:
         self.roomy = policy == "wait" and bound >= 256
         self.take: Callable[[], Entry] = self.queue.popleft if policy == "wait" else self._take_locked
         self._wait_for_room = wait_for_room
-        # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue meanwhile. A
-        # mailbox that waits drops nothing, so its consumer takes without a lock.
+        # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue
+        # meanwhile. A mailbox that waits drops nothing, so its consumer takes without a lock.
         self._dropping = threading.Lock()
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was put here is done, its hooks included. Read by the training thread while it waits."""
-        # In this order: the consumer lowers `idle` before it takes, so an empty queue with `idle` up is really done.
+        """Whether everything that was put here is done, its hooks included. Read by the training thread while
+        it waits."""
+        # In this order: the consumer lowers `idle` before it takes, so an empty queue with `idle` up is
+        # really done.
         return not self.queue and self.idle
 
     def put(self, entry: Entry) -> None:
@@ -160,7 +176,8 @@ class Mailbox:
         if hook_of(entry) in _KEPT:
             return
         if self.policy == "wait":
-            # An epoch end passes the bound, so that closing books is not held by batches; twice the bound holds all.
+            # An epoch end passes the bound, so that closing books is not held by batches; twice the bound
+            # holds all.
             if entry[0] != _EPOCH_END or len(self.queue) >= 2 * self.bound:
                 self.held += 1
                 self._wait_for_room(self, self._has_room)
@@ -176,7 +193,8 @@ class Mailbox:
         )
 
     def discard_all(self) -> int:
-        """Empties the mailbox at the end: coroutines are closed, snapshots released, markers told. Returns what was lost."""
+        """Empties the mailbox at the end: coroutines are closed, snapshots released, markers told. Returns
+        what was lost."""
         lost = 0
         while self.queue:
             entry = self._take_locked()

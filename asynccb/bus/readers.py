@@ -1,4 +1,5 @@
-"""Streams of a run's events, read from a bounded ring. A slow reader never slows the training: it gets a Gap."""
+"""Streams of a run's events, read from a bounded ring. A slow reader never slows the training: it gets a
+Gap."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ __all__ = ["EventStream", "Readers"]
 class Readers:
     """The ring of the newest events and the streams that read it.
 
-    The training thread appends, the loop reads. Slots are overwritten in turn; a reader that was overtaken notices by the
-    count of appended events, never by looking at what a slot holds.
+    The training thread appends, the loop reads. Slots are overwritten in turn; a reader that was overtaken
+    notices by the count of appended events, never by looking at what a slot holds.
 
     Args:
         size: events that are kept for readers that come late or are slow.
@@ -26,7 +27,8 @@ class Readers:
     """
 
     def __init__(self, size: int, changed: Callable[[], None]) -> None:
-        # One slot more than is ever read: the one that is being overwritten, while the count has not yet moved.
+        # One slot more than is ever read: the one that is being overwritten, while the count has not yet
+        # moved.
         self._slots: list[Any] = [None] * (size + 1)
         self._size = size
         self._changed = changed
@@ -72,7 +74,8 @@ class Readers:
         self._changed()
 
     def read(self, position: int) -> tuple[int, Event] | None:
-        """The event at ``position`` or, where that is overwritten, the oldest one still there, with its position."""
+        """The event at ``position`` or, where that is overwritten, the oldest one still there, with its
+        position."""
         while position < self.appended:
             position = max(position, self.appended - self._size)
             event: Event = self._slots[position % len(self._slots)]
@@ -84,8 +87,8 @@ class Readers:
 class EventStream:
     """An async iterator over a run's events. Ends after the drain of the run.
 
-    Yields events in order, and :class:`~asynccb.Gap` where events are gone from the ring or were never built because nobody
-    wanted them then.
+    Yields events in order, and :class:`~asynccb.Gap` where events are gone from the ring or were never built
+    because nobody wanted them then.
     """
 
     def __init__(self, readers: Readers, position: int, seq: int, allowed: Callable[[], None]) -> None:
@@ -145,7 +148,9 @@ class EventStream:
     async def _wait(self) -> None:
         self._allowed()
         if self._bell is not None:
-            raise RuntimeError("this event stream is being read by another task; open one for each: run.events()")
+            raise RuntimeError(
+                "this event stream is being read by another task; open one for each: run.events()"
+            )
         self._bell = asyncio.get_running_loop().create_future()
         try:
             await self._bell

@@ -17,9 +17,9 @@ DELAY = 0.005
 class Wakeup:
     """Tells the loop that something was appended.
 
-    ``ring`` and ``flush`` are called on any thread, the rest on the loop. The delay of batch events is the loop's doing
-    (``call_later``) and never the producer's: a producer that limited its own rate would leave the last event of a burst
-    lying until the next one comes.
+    ``ring`` and ``flush`` are called on any thread, the rest on the loop. The delay of batch events is the
+    loop's doing (``call_later``) and never the producer's: a producer that limited its own rate would leave
+    the last event of a burst lying until the next one comes.
 
     Args:
         loop: the loop to wake.
@@ -64,7 +64,7 @@ class Wakeup:
 
     def _come(self) -> None:
         self.close()
-        # The flags fall before the mailboxes are looked at. The other way round, an event appended in between would
-        # find the flag still up, wake nobody, and lie until the next one.
+        # The flags fall before the mailboxes are looked at. The other way round, an event appended in between
+        # would find the flag still up, wake nobody, and lie until the next one.
         self._rung = self._urgent = False
         self._deliver()

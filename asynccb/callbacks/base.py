@@ -3,12 +3,14 @@
 Three kinds of hook, told apart once, when a training starts:
 
 ``def``
-    runs inline, on the training thread, between two batches. It may change the model, stop the training, and add keys to
-    ``logs``. The batches wait for it, so it must be short.
+    runs inline, on the training thread, between two batches. It may change the model, stop the training, and
+    add keys to ``logs``. The batches wait for it, so it must be short.
 ``async def``
-    runs beside the training, on the event loop, in order, one at a time for each callback. No batch ever waits for it.
+    runs beside the training, on the event loop, in order, one at a time for each callback. No batch ever
+    waits for it.
 ``def`` that returns a coroutine
-    does both: it decides and captures inline (a path, "is it the best", ``self.snapshot()``), and hands the slow half to
+    does both: it decides and captures inline (a path, "is it the best", ``self.snapshot()``), and hands the
+        slow half to
     the event loop, which runs it in this callback's order::
 
         def on_epoch_end(self, epoch, logs=None):
@@ -67,23 +69,23 @@ class Callback:
     """Base class of callbacks, with Keras' hooks and attributes.
 
     Override any of the hooks below; all overridden hooks of one class are either ``def`` or ``async def``
-    (``set_model``, ``set_params`` and ``on_train_begin`` apart). A subclass need not call ``super().__init__()``.
-    One instance serves one training at a time.
+    (``set_model``, ``set_params`` and ``on_train_begin`` apart). A subclass need not call
+    ``super().__init__()``. One instance serves one training at a time.
 
     Attributes:
         model: the model in training. Change it in inline hooks only; beside-hooks use :meth:`snapshot`.
-        params: dict with ``epochs``, ``steps``, ``verbose``, ``do_validation``, ``metrics`` and, for array data,
-            ``batch_size`` and ``samples``.
+        params: dict with ``epochs``, ``steps``, ``verbose``, ``do_validation``, ``metrics`` and, for array
+            data, ``batch_size`` and ``samples``.
         validation_data: what ``fit`` validates on, or None.
         run: the :class:`~asynccb.Run` that this callback serves: ``run.stop(reason)``, ``run.name``, ...
         lockstep: True: the training waits until the awaitable of each hook is done. Default False.
-        overflow: what happens when ``mailbox_size`` events (1,024) wait for this callback: ``"wait"`` (default: the training waits, nothing
-            is lost), ``"drop_oldest"``, or ``"latest"`` (only the newest event of each hook is kept). Every drop is
-            counted in ``run.stats``.
-        on_error: what happens when a beside-hook raises: ``"raise"`` (default: the training stops at the next batch and
-            ``fit`` raises :class:`~asynccb.CallbackError`), ``"warn"``, or ``"disable"`` (the callback gets nothing more
-            but ``on_exception`` and ``on_train_end``). An inline hook that raises always fails the training with that
-            very exception.
+        overflow: what happens when ``mailbox_size`` events (1,024) wait for this callback: ``"wait"``
+            (default: the training waits, nothing is lost), ``"drop_oldest"``, or ``"latest"`` (only the
+            newest event of each hook is kept). Every drop is counted in ``run.stats``.
+        on_error: what happens when a beside-hook raises: ``"raise"`` (default: the training stops at the next
+            batch and ``fit`` raises :class:`~asynccb.CallbackError`), ``"warn"``, or ``"disable"`` (the
+            callback gets nothing more but ``on_exception`` and ``on_train_end``). An inline hook that raises
+            always fails the training with that very exception.
     """
 
     lockstep: ClassVar[bool] = False
@@ -113,7 +115,9 @@ class Callback:
             RuntimeError: called outside of an inline hook; use ``await self.run.snapshot()`` there.
         """
         if self.run is None:
-            raise RuntimeError(f"{type(self).__name__} serves no run: snapshot() is legal in inline hooks only")
+            raise RuntimeError(
+                f"{type(self).__name__} serves no run: snapshot() is legal in inline hooks only"
+            )
         snapshot: SnapshotHandle = self.run.snapshot_now(self)
         return snapshot
 

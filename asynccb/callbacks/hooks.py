@@ -123,8 +123,8 @@ def _refuse_mixture(callback: Callback, inline: dict[str, Any], beside: dict[str
         raise HookRefused(
             type(callback).__name__,
             in_words(f"def {', '.join(plain)}; async def {', '.join(awaited)}"),
-            "the hooks of one callback are all `def` or all `async def`, else two threads run one object at a time",
-            f"Decide in `def` and hand the slow half over: `def {awaited[0]}(self, ...): return self._later(captured)`",
+            "the hooks of one callback are all `def` or all `async def`, else two threads run it at a time",
+            f"Decide in `def`, hand over: `def {awaited[0]}(self, ...): return self._later(captured)`",
         )
 
 

@@ -1,4 +1,6 @@
-"""What happens on the training thread: the loop and its data, its safe points, and the requests that reach it.
+"""What happens on the training thread: the loop and its data, its safe points, and the requests that reach
+it.
 
-``loop`` is plain code without threads, clocks or asyncio. It meets the world through its host (``protocols.Host``).
+``loop`` is plain code without threads, clocks or asyncio. It meets the world through its host
+(``protocols.Host``).
 """

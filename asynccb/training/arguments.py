@@ -1,6 +1,7 @@
 """Everything that can be refused before the first batch.
 
-Two steps: ``check_*`` looks at what is cheap to see, in the caller's frame; ``Data.feed`` converts and scans the data on the training
+Two steps: ``check_*`` looks at what is cheap to see, in the caller's frame; ``Data.feed`` converts and scans
+    the data on the training
 thread, before any hook is called, because that may take as long as the data is large.
 """
 
@@ -42,7 +43,9 @@ def check_count(name: str, value: Any, *, least: int, none: bool = False) -> int
     except TypeError:
         number = least - 1
     if number < least or isinstance(value, bool):
-        raise ArgumentError(name, value, f"a whole number of at least {least}" + (", or None" if none else ""))
+        raise ArgumentError(
+            name, value, f"a whole number of at least {least}" + (", or None" if none else "")
+        )
     return number
 
 
@@ -108,7 +111,8 @@ class Data(NamedTuple):
         )
 
     def split(self, fraction: float) -> tuple[Data, Data]:
-        """The first part to train on and the last ``fraction`` to validate on, before any shuffling, as Keras does."""
+        """The first part to train on and the last ``fraction`` to validate on, before any shuffling, as Keras
+        does."""
         samples = samples_in(self.x)
         at = math.floor(samples * (1 - fraction))
         if at == 0 or at == samples:
@@ -177,7 +181,10 @@ def check_fit(
     initial_epoch = check_count("initial_epoch", initial_epoch, least=0)
     if initial_epoch > epochs:
         raise ArgumentError(
-            "initial_epoch", initial_epoch, f"at most epochs={epochs}", "epochs is the index of the end, not a count"
+            "initial_epoch",
+            initial_epoch,
+            f"at most epochs={epochs}",
+            "epochs is the index of the end, not a count",
         )
     _check_choice("verbose", verbose, ("auto", 0, 1, 2, True, False))
     _check_choice("shuffle", shuffle, (True, False, "batch"))
@@ -209,9 +216,7 @@ def check_fit(
     )
 
 
-def recognise(
-    name: str, x: Any, y: Any, sample_weight: Any, *, batch_size: int, steps: int | None
-) -> Data:
+def recognise(name: str, x: Any, y: Any, sample_weight: Any, *, batch_size: int, steps: int | None) -> Data:
     """Which kind of data ``x`` is: with ``y`` given it is arrays; else by its shape.
 
     Raises:
@@ -235,9 +240,7 @@ def _kind(name: str, x: Any, y: Any) -> str:
         return "iterable" if y is None and isinstance(x[0], tuple) else "arrays"
     if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
         return "iterable"
-    raise ArgumentError(
-        name, x, "arrays, an iterable of batches, or an async iterable of batches"
-    )
+    raise ArgumentError(name, x, "arrays, an iterable of batches, or an async iterable of batches")
 
 
 def check_validation(given: Any, batch_size: int, steps: int | None) -> Data:
@@ -245,16 +248,15 @@ def check_validation(given: Any, batch_size: int, steps: int | None) -> Data:
     name = "validation_data"
     if isinstance(given, tuple):
         if not 2 <= len(given) <= 3:
-            raise ArgumentError(
-                name, in_words(f"a tuple of {len(given)}"), "(x, y) or (x, y, sample_weight)"
-            )
+            raise ArgumentError(name, in_words(f"a tuple of {len(given)}"), "(x, y) or (x, y, sample_weight)")
         x, y, *weight = given
         return recognise(name, x, y, weight[0] if weight else None, batch_size=batch_size, steps=steps)
     return recognise(name, given, None, None, batch_size=batch_size, steps=steps)
 
 
 def every(frequency: Any, epochs: int) -> Collection[int]:
-    """The 0-based epochs after which to validate, from Keras' ``validation_freq``: every n-th, or a list of 1-based ones."""
+    """The 0-based epochs after which to validate, from Keras' ``validation_freq``: every n-th, or a list of
+    1-based ones."""
     if isinstance(frequency, Collection) and not isinstance(frequency, (str, bytes)):
         return frozenset(check_count("validation_freq", epoch, least=1) - 1 for epoch in frequency)
     step = check_count("validation_freq", frequency, least=1)
@@ -262,7 +264,7 @@ def every(frequency: Any, epochs: int) -> Collection[int]:
 
 
 def _check_split(split: Any, data: Data) -> float:
-    if not isinstance(split, numbers.Real) or not 0 <= split < 1:
+    if not isinstance(split, (int, float)) or not 0 <= split < 1:
         raise ArgumentError("validation_split", split, "a number from 0 up to, not including, 1")
     if split and data.kind != "arrays":
         raise ArgumentError(
@@ -355,7 +357,8 @@ def _check_lengths(name: str, x: Any, y: Any, weight: Any) -> None:
 
 
 def _weigh_classes(y: Any, weight: Any, class_weight: Mapping[int, float] | None) -> Any:
-    """Sample weights multiplied by the weight of each sample's class; a class without one weighs 1, as in Keras."""
+    """Sample weights multiplied by the weight of each sample's class; a class without one weighs 1, as in
+    Keras."""
     if class_weight is None:
         return weight
     if not isinstance(y, np.ndarray):

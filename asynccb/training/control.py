@@ -1,10 +1,12 @@
-"""The way uphill: what the event loop asks of a training thread, and the only place where that thread ever waits.
+"""The way uphill: what the event loop asks of a training thread, and the only place where that thread ever
+waits.
 
-Everything else flows down, from the batch to the callbacks. Stop, cancel, pause and snapshot requests flow up, and they
-are seen at the safe points of the loop (between two batches) and in every wait.
+Everything else flows down, from the batch to the callbacks. Stop, cancel, pause and snapshot requests flow
+up, and they are seen at the safe points of the loop (between two batches) and in every wait.
 
-Two threads share this object. The training thread calls ``safe_point``, ``stopped``, ``wait`` and ``leave``; everybody else
-calls the rest, from any thread. What is shared is written under one condition variable and read without it on the hot
+Two threads share this object. The training thread calls ``safe_point``, ``stopped``, ``wait`` and ``leave``;
+everybody else calls the rest, from any thread. What is shared is written under one condition variable and
+read without it on the hot
 path: reading ``attention`` a batch late is harmless, missing a wake-up is not.
 
 ===========================  ======================================================================
@@ -17,7 +19,8 @@ the thread waits for         ended by
 ``pause``                    resume, stop, cancel, loop gone
 ===========================  ======================================================================
 
-In each of them snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the thread that waits
+In each of them snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
+    thread that waits
 for the hook.
 """
 
@@ -57,7 +60,8 @@ class Limits(NamedTuple):
 
 
 class Interrupt(BaseException):
-    """Leaves the training thread's stack at once. A BaseException, so that no ``except Exception`` of a model or hook holds it."""
+    """Leaves the training thread's stack at once. A BaseException, so that no ``except Exception`` of a model
+    or hook holds it."""
 
     def __init__(self, cause: Cause, reason: str, error: BaseException | None = None) -> None:
         super().__init__(reason)
@@ -78,7 +82,8 @@ class Control:
 
     Args:
         loop_is_closed: whether the event loop of the run is gone.
-        entering_wait: called when the thread is about to block, so that what lies in the mailboxes is delivered first.
+        entering_wait: called when the thread is about to block, so that what lies in the mailboxes is
+            delivered first.
         limits: the times of the run.
     """
 
@@ -106,7 +111,7 @@ class Control:
         self._left = False
         self._predicate: Callable[[], bool] | None = None
 
-    # From any thread ------------------------------------------------------------------------------------------------
+    # From any thread ----------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
         """Ends the training after the batch under way. The first reason wins."""
@@ -116,7 +121,8 @@ class Control:
             self._changed.notify_all()
 
     def interrupt_with(self, cause: Cause, reason: str, error: BaseException | None = None) -> bool:
-        """Ends the training after the batch under way, without its epoch end. The first cause wins, but for ``abandoned``.
+        """Ends the training after the batch under way, without its epoch end. The first cause wins, but for
+        ``abandoned``.
 
         Returns:
             Whether this interrupt is the one that counts.
@@ -152,26 +158,29 @@ class Control:
             return True
 
     def nudge(self) -> None:
-        """Something that the thread may be waiting for has changed. Wakes it only if what it waits for has come true.
+        """Something that the thread may be waiting for has changed. Wakes it only if what it waits for has
+        come true.
 
-        A thread woken for nothing costs two changes of the interpreter lock, many times what a callback costs. No wake-up is lost:
-        the thread hangs out its predicate before it looks at what it waits for, and the caller has changed that before it
-        looks for a predicate.
+        A thread woken for nothing costs two changes of the interpreter lock, many times what a callback
+        costs. No wake-up is lost: the thread hangs out its predicate before it looks at what it waits for,
+        and the caller has changed that before it looks for a predicate.
         """
         predicate = self._predicate
         if predicate is not None and predicate():
             with self._changed:
                 self._changed.notify_all()
 
-    # From the training thread ---------------------------------------------------------------------------------------
+    # From the training thread -------------------------------------------------------------------------------
 
     def safe_point(self) -> None:
-        """Between two batches: serves snapshots, parks in a pause, and leaves by Interrupt if the run was cancelled."""
+        """Between two batches: serves snapshots, parks in a pause, and leaves by Interrupt if the run was
+        cancelled."""
         if self.attention:
             self._attend()
 
     def stopped(self) -> bool:
-        """Whether the training is to end here. The model's ``stop_training`` counts, from whichever hook set it."""
+        """Whether the training is to end here. The model's ``stop_training`` counts, from whichever hook set
+        it."""
         if self.attention:
             self._raise_interrupt()
         if self._loop_is_closed():
@@ -195,7 +204,8 @@ class Control:
 
         Args:
             reason: what is waited for; counted and timed under this name.
-            predicate: cheap, callable on any thread, and made true only by somebody who then calls :meth:`nudge`.
+            predicate: cheap, callable on any thread, and made true only by somebody who then calls
+                :meth:`nudge`.
             stop_ends: whether a stop ends this wait too.
             complain: called once, with the seconds waited so far, after ``complain_after`` seconds.
 
@@ -240,7 +250,8 @@ class Control:
         self._serve_snapshots()
 
     def _attend(self) -> None:
-        # Lowered first: a request that comes in while we serve the earlier ones raises it again and is not lost.
+        # Lowered first: a request that comes in while we serve the earlier ones raises it again and is not
+        # lost.
         self.attention = False
         self._raise_interrupt()
         self._serve_snapshots()

@@ -1,7 +1,7 @@
 """Batches, and where in the data they stand.
 
-The order of an epoch depends on (seed, epoch) alone: two fits with one seed shuffle alike, and an epoch can be shuffled
-without shuffling the ones before it.
+The order of an epoch depends on (seed, epoch) alone: two fits with one seed shuffle alike, and an epoch can
+be shuffled without shuffling the ones before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class ArrayFeed:
         y: likewise, or None.
         sample_weight: float array of shape (samples,), or None.
         batch_size: samples in a batch; the last batch of an epoch may be smaller.
-        shuffle: True: samples in a new order each epoch. ``"batch"``: whole batches in a new order. False: as they are.
+        shuffle: True: samples in a new order each epoch. ``"batch"``: whole batches in a new order. False: as
+            they are.
         seed: of the order.
         steps: batches in an epoch, where fewer than the arrays give.
     """
@@ -90,8 +91,10 @@ class ArrayFeed:
 class IterableFeed:
     """Batches from an iterable: a generator, a list of batches, a framework's loader.
 
-    An item is a batch: ``x``, ``(x,)``, ``(x, y)``, ``(x, y, sample_weight)`` or a :class:`~asynccb.protocols.Batch`. Without
-    ``steps`` an epoch is one pass; with it, passes follow each other and an epoch ends after ``steps`` batches.
+    An item is a batch: ``x``, ``(x,)``, ``(x, y)``, ``(x, y, sample_weight)`` or a
+        :class:`~asynccb.protocols.Batch`. Without
+    ``steps`` an epoch is one pass; with it, passes follow each other and an epoch ends after ``steps``
+    batches.
 
     Args:
         source: iterated on the training thread.
@@ -186,7 +189,9 @@ def as_batch(item: Any) -> Batch:
     elif isinstance(item, (tuple, list)):
         if not 1 <= len(item) <= 3:
             raise ArgumentError(
-                "x", in_words(f"an item of {len(item)} parts"), "a batch is x, (x, y) or (x, y, sample_weight)"
+                "x",
+                in_words(f"an item of {len(item)} parts"),
+                "a batch is x, (x, y) or (x, y, sample_weight)",
             )
         batch = Batch(*item)
     else:
@@ -198,7 +203,8 @@ def as_batch(item: Any) -> Batch:
 
 
 def map_arrays(function: Callable[[Any], Any], data: Any) -> Any:
-    """``function`` of each array of a structure (tuple, list, dict), in the same structure. None stays None."""
+    """``function`` of each array of a structure (tuple, list, dict), in the same structure. None stays
+    None."""
     if data is None:
         return None
     if isinstance(data, dict):

@@ -1,6 +1,7 @@
 """The story of a training. Plain code: no thread, no clock, no asyncio; everything else is the host's.
 
-An evaluation inside a training goes through the same host, so that a stop, a snapshot or a pause reaches it too.
+An evaluation inside a training goes through the same host, so that a stop, a snapshot or a pause reaches it
+too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from asynccb.training.feed import refuse_empty
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-    from asynccb.protocols import Batch, Host, Model, Source
+    from asynccb.protocols import Host, Model, Source
 
 __all__ = ["Plan", "evaluate", "predict", "train"]
 
@@ -125,7 +126,9 @@ def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) ->
         if host.stopped():
             break
     stopped = host.stopped()
-    means = {name: total / seen for name, total in sums.items() if name not in ("batch", "size")} if seen else {}
+    means = (
+        {name: total / seen for name, total in sums.items() if name not in ("batch", "size")} if seen else {}
+    )
     host.emit.test_end(host.step, Logs(means))
     return None if stopped else means
 

@@ -1,7 +1,7 @@
 """Async sources: consumed on the event loop, a few items ahead of the training thread.
 
-One task for each source, alone, calls ``__anext__`` and ``aclose``: no generator is ever entered twice. Items that were fetched
-but not used in one epoch are the first of the next.
+One task for each source, alone, calls ``__anext__`` and ``aclose``: no generator is ever entered twice. Items
+that were fetched but not used in one epoch are the first of the next.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class _Failed(NamedTuple):
 class AsyncFeed:
     """Batches from an async iterable.
 
-    Without ``steps`` an epoch is one pass, and the next pass is asked for when its epoch begins; with ``steps`` passes follow
-    each other and an epoch ends after ``steps`` batches.
+    Without ``steps`` an epoch is one pass, and the next pass is asked for when its epoch begins; with
+    ``steps`` passes follow each other and an epoch ends after ``steps`` batches.
 
-    The training thread calls ``begin`` and ``next``, the loop everything else. What waits is bounded by 8 items.
+    The training thread calls ``begin`` and ``next``, the loop everything else. What waits is bounded by 8
+    items.
     """
 
     def __init__(
@@ -70,20 +71,22 @@ class AsyncFeed:
         self._ended = True
 
     async def fetch(self) -> None:
-        """The body of the task. Ends when it is cancelled, when the source raises, or when nothing more can come."""
+        """The body of the task. Ends when it is cancelled, when the source raises, or when nothing more can
+        come."""
         iterator = None
         passes = 0
         empty = True
         try:
             while not self._ended:
-                await self._until(lambda: self._passes_wanted > passes and len(self._fetched) < AHEAD)
+                await self._until(passes)
                 if iterator is None:
                     iterator, empty = aiter(self._source), True
                 try:
                     item = await anext(iterator)
                 except StopAsyncIteration:
                     iterator = None
-                    # With steps, the pass that follows continues the epoch; a pass without an item ends it all.
+                    # With steps, the pass that follows continues the epoch; a pass without an item ends it
+                    # all.
                     if self.steps is None or empty:
                         passes += 1
                         self._put(_EndOfPass(empty))
@@ -98,7 +101,7 @@ class AsyncFeed:
             if iterator is not None and hasattr(iterator, "aclose"):
                 await iterator.aclose()
 
-    # On the training thread -----------------------------------------------------------------------------------------
+    # On the training thread ---------------------------------------------------------------------------------
 
     def begin(self, epoch: int) -> None:
         if self.steps is None:
@@ -136,7 +139,7 @@ class AsyncFeed:
                 if not self._loop.is_closed():
                     raise
 
-    # On the loop ----------------------------------------------------------------------------------------------------
+    # On the loop --------------------------------------------------------------------------------------------
 
     def _put(self, item: Any) -> None:
         self._fetched.append(item)
@@ -147,12 +150,17 @@ class AsyncFeed:
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
 
-    async def _until(self, ready: Callable[[], bool]) -> None:
-        while not ready():
+    async def _until(self, passes: int) -> None:
+        """Waits until more than ``passes`` passes are wanted and there is room for an item."""
+
+        def wanted() -> bool:
+            return self._passes_wanted > passes and len(self._fetched) < AHEAD
+
+        while not wanted():
             # The bell hangs before we look again: a thread that took an item in between finds it and rings.
             self._bell = asyncio.get_running_loop().create_future()
             try:
-                if not ready():
+                if not wanted():
                     await self._bell
             finally:
                 self._bell = None

@@ -1,4 +1,5 @@
-"""The three things that a run can do: fit, evaluate, predict. Each prepares its data and tells its story to the loop."""
+"""The three things that a run can do: fit, evaluate, predict. Each prepares its data and tells its story to
+the loop."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Program(Protocol):
     result: Any
 
     def prepare(self, model: Model) -> dict[str, Any]:
-        """Converts and checks the data, on the training thread, before any hook. Answers the callbacks' ``params``."""
+        """Converts and checks the data, on the training thread, before any hook. Answers the callbacks'
+        ``params``."""
 
     def tell(self, model: Model, host: Host) -> bool:
         """Runs to the end. False: a stop or the end of the data came first."""
@@ -53,7 +55,9 @@ class Fit:
         self.validation_data: Any = None
         self.result: Any = None
         self._early = {
-            data.name: _async_feed(data) for data in (arguments.data, arguments.validation) if data is not None
+            data.name: _async_feed(data)
+            for data in (arguments.data, arguments.validation)
+            if data is not None
         }
         self.feeds = [feed for feed in self._early.values() if feed is not None]
 
@@ -91,7 +95,8 @@ class Fit:
         else:
             params["steps"] = source.steps
         params["do_validation"] = validates
-        # Whether a callback may add keys to the logs of an epoch: a file template that needs one is then not refused early.
+        # Whether a callback may add keys to the logs of an epoch: a file template that needs one is then not
+        # refused early.
         params["log_keys_open"] = self._log_keys_open
         params["metrics"] = metrics + ([f"val_{name}" for name in metrics] if validates else [])
         return params
@@ -157,4 +162,9 @@ def _as_given(data: Data) -> Any:
 
 
 def _plain_params(model: Model, source: Source) -> dict[str, Any]:
-    return {"steps": source.steps, "samples": source.samples, "verbose": 0, "metrics": list(model.metrics_names)}
+    return {
+        "steps": source.steps,
+        "samples": source.samples,
+        "verbose": 0,
+        "metrics": list(model.metrics_names),
+    }

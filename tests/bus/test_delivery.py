@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +199,11 @@ async def test_one_pump_for_all_callbacks_lets_a_slow_one_hold_the_others() -> N
 
 
 @pytest.mark.asyncio
-async def test_entries_that_lie_there_before_the_task_begins_are_not_taken_for_done_while_their_hook_runs() -> None:
-    """Else the training would not wait for the awaitables of train begin where its thread is quicker than this task."""
+async def test_entries_that_lie_there_before_the_task_begins_are_not_taken_for_done_while_their_hook_runs() -> (
+    None
+):
+    """Else the training would not wait for the awaitables of train begin where its thread is quicker than
+    this task."""
     gate = asyncio.Event()
 
     async def set_up(logs: Any) -> None:
@@ -281,7 +285,7 @@ async def test_hooks_that_never_suspend_hold_the_loop_for_about_a_millisecond(
         bench.post(BATCH, batch, {})
     await bench.drained()
     other.cancel()
-    longest = max(later - earlier for earlier, later in zip(turns, turns[1:], strict=False))
+    longest = max(later - earlier for earlier, later in itertools.pairwise(turns))
     assert longest <= max(2 * SLICE, SLICE + cost)
     assert bench.mailbox.handled == 2000
     await bench.end()
@@ -310,7 +314,7 @@ async def test_a_hook_of_100_microseconds_without_a_slice_would_hold_the_loop_to
     await asyncio.create_task(naive())
     await asyncio.sleep(0)
     other.cancel()
-    assert max(later - earlier for earlier, later in zip(turns, turns[1:], strict=False)) > 0.1
+    assert max(later - earlier for earlier, later in itertools.pairwise(turns)) > 0.1
 
 
 @pytest.mark.asyncio
@@ -383,7 +387,12 @@ async def test_whatever_a_hook_raises_is_told_and_the_next_event_is_delivered(
     await bench.drained()
     assert seen == [0, 2]
     (failure,) = bench.failures
-    assert (failure.consumer, failure.hook, failure.seq, failure.epoch) == (bench.consumer, "on_epoch_end", 11, 1)
+    assert (failure.consumer, failure.hook, failure.seq, failure.epoch) == (
+        bench.consumer,
+        "on_epoch_end",
+        11,
+        1,
+    )
     assert type(failure.error) is kind
     assert bench.mailbox.handled == 4 or bench.mailbox.handled == 3
     await bench.end()
@@ -525,7 +534,9 @@ async def test_nothing_runs_after_an_abandoned_hook_that_swallows_its_cancellati
 
 
 @pytest.mark.asyncio
-async def test_what_waits_behind_a_hook_that_is_left_to_itself_is_lost_and_closed_and_its_end_is_not_told() -> None:
+async def test_what_waits_behind_a_hook_that_is_left_to_itself_is_lost_and_closed_and_its_end_is_not_told() -> (
+    None
+):
     gate = asyncio.Event()
 
     async def hook(batch: int, logs: Any) -> None:

@@ -239,7 +239,8 @@ def test_every_hook_has_a_code_of_its_own() -> None:
 
 
 class Account(RuleBasedStateMachine):
-    """A mailbox beside a list. What was emitted is delivered, waiting, dropped or lost; and it never changes places."""
+    """A mailbox beside a list. What was emitted is delivered, waiting, dropped or lost; and it never changes
+    places."""
 
     box: Mailbox
     policy: str

@@ -200,7 +200,8 @@ async def test_a_stream_that_nobody_holds_is_wanted_by_nobody() -> None:
 
 
 def test_a_reader_at_the_oldest_event_never_gets_the_one_that_is_just_overwriting_it() -> None:
-    """The writer stores, the reader looks, and only then the count moves: the reader must not find the wrong event."""
+    """The writer stores, the reader looks, and only then the count moves: the reader must not find the wrong
+    event."""
     ring = Ring(size=4)
     ring.emit(4)
     seen: list[tuple[int, Event] | None] = []
@@ -235,8 +236,8 @@ def test_beside_a_running_writer_a_reader_accounts_for_every_event() -> None:
     expected = 0
     for item in items:
         if isinstance(item, Gap):
-            assert item.count > 0
-            expected += item.count
+            assert item.missing > 0
+            expected += item.missing
         else:
             assert item.seq == expected
             expected += 1

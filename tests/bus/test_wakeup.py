@@ -1,4 +1,5 @@
-"""From the training thread to the loop: however the two interleave, nothing that was appended is left lying."""
+"""From the training thread to the loop: however the two interleave, nothing that was appended is left
+lying."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class HandLoop:
         return self.closed
 
     def step(self) -> bool:
-        """Runs what is ready, else lets the first timer fire. False: the loop sleeps, and nothing will wake it."""
+        """Runs what is ready, else lets the first timer fire. False: the loop sleeps, and nothing will wake
+        it."""
         if self.ready:
             self.ready.popleft()()
         elif self.timers:
@@ -148,7 +150,8 @@ def test_closing_takes_the_timer_back() -> None:
 
 
 class Seam:
-    """Mixed into a wake-up: before each write of a flag and each call to the loop, the other side may move."""
+    """Mixed into a wake-up: before each write of a flag and each call to the loop, the other side may
+    move."""
 
     between: Callable[[], None]
 

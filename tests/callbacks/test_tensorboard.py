@@ -782,7 +782,7 @@ async def test_a_disk_that_fills_up_is_said_once_and_the_training_goes_on(
     (line,) = said
     assert "No space left on device" in line
     assert history.epoch == [0, 1, 2]
-    assert [(failure.callback, failure.count) for failure in history.failures] == [("TensorBoard", 1)]
+    assert [(failure.callback, failure.times) for failure in history.failures] == [("TensorBoard", 1)]
     assert callback.dropped == 3
 
 
