@@ -7,7 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.callbacks.base import Callback
-from asynccb.errors import ArgumentError, HookRefused, in_words
+from asynccb.errors import ArgumentError, HookRefused, in_words, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +35,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "on_exception": (Exception(),),
     "on_checkpoint_saved": ("", 0),
 }
+_SETTINGS = {"overflow": ("wait", "drop_oldest", "latest"), "on_error": ("raise", "warn", "disable")}
 _NAMES = {1: "logs", 2: "index, logs"}
 _MAY_DIFFER = frozenset({"on_train_begin", "on_checkpoint_saved"})
 
@@ -61,6 +62,7 @@ def read_hooks(callback: object) -> Hooks:
         raise ArgumentError(
             "callbacks", callback, "instances of asynccb.Callback", "Derive the class from asynccb.Callback"
         )
+    _check_settings(callback)
     inline: dict[str, Callable[..., Any]] = {}
     beside: dict[str, Callable[..., Any]] = {}
     for name in _ARGUMENTS:
@@ -75,6 +77,17 @@ def read_hooks(callback: object) -> Hooks:
     for side in ("begin", "end"):
         _settle_batch_hook(side, inline, beside)
     return Hooks(inline, beside)
+
+
+def _check_settings(callback: Callback) -> None:
+    where = type(callback).__name__
+    for name, known in _SETTINGS.items():
+        given = getattr(callback, name)
+        if given not in known:
+            raise ArgumentError(f"{where}.{name}", given, "one of " + ", ".join(known), nearest(given, known))
+    size = callback.mailbox_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ArgumentError(f"{where}.mailbox_size", size, "a whole number from 1 on")
 
 
 def _overrides(callback: Callback, name: str) -> bool:
