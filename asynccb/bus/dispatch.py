@@ -126,7 +126,7 @@ class Dispatcher:
         wakeup: the way to the loop.
         control: for the waits of lockstep hooks.
         failed: told of every inline hook that raised, before the exception goes on.
-        # Hooks by batch event; all versions of the table share the lists, so that `silence` reaches them.
+        warn: told of hooks that hold the training for long: (seconds, names of the callbacks, hook).
     """
 
     def __init__(

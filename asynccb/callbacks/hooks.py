@@ -97,14 +97,23 @@ def _overrides(callback: Callback, name: str) -> bool:
 def _is_async(hook: Callable[..., Any]) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
+    return any(inspect.iscoroutinefunction(function) for function in _called(hook))
+
+
+def _yields(hook: Callable[..., Any]) -> bool:
+    return any(inspect.isasyncgenfunction(it) or inspect.isgeneratorfunction(it) for it in _called(hook))
+
+
+def _called(hook: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+    """The hook, and what is called where it is an object of a class of its own."""
+    return hook, type(hook).__call__
 
 
 def _check(callback: Callback, name: str, hook: Callable[..., Any]) -> None:
     where = f"{type(callback).__name__}.{name}"
     if not callable(hook):
         raise HookRefused(where, hook, "a hook must be a function")
-    if inspect.isasyncgenfunction(hook) or inspect.isgeneratorfunction(hook):
+    if _yields(hook):
         raise HookRefused(
             where,
             hook,

@@ -93,9 +93,13 @@ class AsyncFeed:
                 else:
                     empty = False
                     self._put(item)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                self._cancelled()
+                raise
+            # A CancelledError that nobody asked for is the source's own doing: let through, it would end this
+            # task silently, and the training would wait for ever.
             self._put(_Failed(error))
         finally:
             if iterator is not None and hasattr(iterator, "aclose"):
@@ -112,7 +116,7 @@ class AsyncFeed:
         self._ring()
 
     def next(self) -> Batch | None:
-        if self._left == 0:
+        if self._left == 0 or self.exhausted:
             return None
         assert self._control is not None
         if not self._fetched and not self._control.wait("feed", lambda: bool(self._fetched), stop_ends=True):
@@ -145,6 +149,12 @@ class AsyncFeed:
         self._fetched.append(item)
         if self._control is not None:
             self._control.nudge()
+
+    def _cancelled(self) -> None:
+        # Once the training has left, that is how this task ends; before, somebody else did it, and no item will
+        # ever come.
+        if self._control is not None and not self._control.closing:
+            self._control.interrupt_with("cancelled", "the task of the async source was cancelled")
 
     def _rung(self) -> None:
         if self._bell is not None and not self._bell.done():
