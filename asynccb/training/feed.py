@@ -156,7 +156,7 @@ def warn_ran_out(missing: int) -> None:
     )
 
 
-def refuse_empty(first_epoch: bool) -> None:
+def refuse_empty(first_epoch: bool, *, said: bool) -> None:
     """A pass over the data gave no batch, and nobody stopped it.
 
     Raises:
@@ -164,6 +164,8 @@ def refuse_empty(first_epoch: bool) -> None:
     """
     if first_epoch:
         raise ArgumentError("x", in_words("an iterable without batches"), "there must be data to train on")
+    if said:  # by the source itself
+        return
     warnings.warn(
         "the data gave no batch this epoch: the training ends here. Can `x` be iterated more than once?",
         UserWarning,

@@ -54,7 +54,7 @@ def train(model: Model, plan: Plan, host: Host) -> bool:
         trained, whole = _train_epoch(model, plan.source, epoch, host)
         if trained == 0:
             if not host.stopped():
-                refuse_empty(epoch == plan.initial_epoch)
+                refuse_empty(epoch == plan.initial_epoch, said=plan.source.exhausted)
             return False
         logs = Logs()
         if whole and plan.validation is not None and epoch in plan.validate_after:

@@ -151,8 +151,8 @@ class AsyncFeed:
             self._control.nudge()
 
     def _cancelled(self) -> None:
-        # Once the training has left, that is how this task ends; before, somebody else did it, and no item will
-        # ever come.
+        # Once the training has left, that is how this task ends; before, somebody else did it, and no item
+        # will ever come.
         if self._control is not None and not self._control.closing:
             self._control.interrupt_with("cancelled", "the task of the async source was cancelled")
 
