@@ -184,6 +184,9 @@ class RunCancelled(AsynccbError):
     def __str__(self) -> str:
         return f"the training was cancelled: {self.reason}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason,)
+
 
 class CheckpointWriteError(AsynccbError, OSError):
     """A file could not be written. The file that stood there before is untouched, the temporary one is
