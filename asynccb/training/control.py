@@ -6,8 +6,7 @@ up, and they are seen at the safe points of the loop (between two batches) and i
 
 Two threads share this object. The training thread calls ``safe_point``, ``stopped``, ``wait`` and ``leave``;
 everybody else calls the rest, from any thread. What is shared is written under one condition variable and
-read without it on the hot
-path: reading ``attention`` a batch late is harmless, missing a wake-up is not.
+read without it on the hot path: reading ``attention`` a batch late is harmless, missing a wake-up is not.
 
 ===========================  ======================================================================
 the thread waits for         ended by
@@ -20,8 +19,7 @@ the thread waits for         ended by
 ===========================  ======================================================================
 
 In each of them snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
-    thread that waits
-for the hook.
+thread that waits for the hook.
 """
 
 from __future__ import annotations
