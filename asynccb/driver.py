@@ -66,6 +66,7 @@ class Driver:
         self._fixed = fixed
         self._left = left
         # The verbs of the host that belong to others, looked up once.
+        self.emit: HookTable = dispatcher.follow(self._use)
         self.skip = dispatcher.skip
         self.safe_point = control.safe_point
         self.stopped = control.stopped
@@ -74,9 +75,8 @@ class Driver:
 
     # The host -----------------------------------------------------------------------------------------------
 
-    @property
-    def emit(self) -> HookTable:
-        return self._dispatcher.emit
+    def _use(self, table: HookTable) -> None:
+        self.emit = table
 
     def next(self, source: Source) -> Batch | None:
         return source.next()
@@ -122,7 +122,7 @@ class Driver:
         if outcome.way.exception_hook:
             told = outcome.exception or RunCancelled(outcome.reason, history)
             errors += self._dispatcher.close(ExceptionRaised, told)
-        errors += self._dispatcher.close(self._program.closing, self.step, Logs())
+        errors += self._dispatcher.close(self._program.closing, self.step, Logs(self._program.closing_logs))
         return outcome.with_closing_errors(errors)
 
 
@@ -138,4 +138,4 @@ def _stop_flag(user_model: Any) -> Callable[[], bool]:
         user_model.stop_training = False
     except AttributeError:  # __slots__: such a model has no door for callbacks; run.stop is open all the same
         return lambda: False
-    return lambda: bool(user_model.stop_training)
+    return lambda: user_model.stop_training

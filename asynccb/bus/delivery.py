@@ -180,35 +180,43 @@ class Consumer:
             self._began = perf_counter()
 
     async def _run_some(self) -> None:
-        """Up to one stride of entries, then the bookkeeping; this is the hot path of the loop thread."""
-        mailbox, table, take = self.mailbox, self._table, self.mailbox.take
-        stride = min(self._stride, len(mailbox.queue))
-        began = perf_counter()
-        entry = _NO_ENTRY
-        turns = repeat(None, stride)
+        """Entries in strides, with the bookkeeping after each, until none is left or a hook raises; the hot
+        path of the loop thread."""
+        mailbox, table, take, moved = self.mailbox, self._table, self.mailbox.take, self._moved
+        queue, entry, stride = mailbox.queue, _NO_ENTRY, 0
+        turns = repeat(None, 0)
+        before = perf_counter()
         try:
-            for _ in turns:
-                entry = take()
-                await table[entry[0]](entry[1], entry[2])
+            while queue and not self._abandoned:
+                stride = min(self._stride, len(queue))
+                turns = repeat(None, stride)
+                for _ in turns:
+                    entry = take()
+                    await table[entry[0]](entry[1], entry[2])
+                mailbox.handled += stride
+                stride = 0
+                moved()
+                now = perf_counter()
+                spent, before = now - before, now
+                if spent > SLICE / 2:
+                    self._stride = max(1, self._stride // 4)
+                elif spent < SLICE / 4 and self._stride < STRIDE:
+                    self._stride *= 2
+                if now - self._began > SLICE:
+                    await asyncio.sleep(0)
+                    self._began = before = perf_counter()
         except BaseException as error:
+            mailbox.handled += stride - length_hint(turns)
+            moved()
             # What nobody asked for is the hook's own doing, and so an error like any other: let through, it
             # would end this task silently.
             if self._asked_for(error):
                 raise
             if isinstance(error, _GaveUp):
                 mailbox.handled -= 1
-                mailbox.queue.appendleft(entry)
+                queue.appendleft(entry)
             elif not self._abandoned:
                 self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
-        finally:
-            mailbox.handled += stride - length_hint(turns)
-            self._moved()
-        now = perf_counter()
-        # As many entries before the next look as, at this pace, take half a slice.
-        self._stride = max(1, min(STRIDE, int(SLICE / 2 * stride / (now - began + 1e-9))))
-        if now - self._began > SLICE:
-            await asyncio.sleep(0)
-            self._began = perf_counter()
 
     async def _run_work(self, work: Work, _: None) -> None:
         if self.muted and work.hook not in self._closing:

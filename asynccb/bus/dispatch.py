@@ -161,6 +161,7 @@ class Dispatcher:
         self._opening = ""
         self._closed: set[type[Any]] = set()
         self._withheld: list[tuple[Subscriber, Entry]] = []
+        self._use: Callable[[Emit], None] = lambda table: None
         self.emit = self._build()
 
     # The table ----------------------------------------------------------------------------------------------
@@ -168,6 +169,12 @@ class Dispatcher:
     def rebuild(self) -> None:
         """A reader came or went: other events are wanted from now on."""
         self.emit = self._build()
+        self._use(self.emit)
+
+    def follow(self, use: Callable[[Emit], None]) -> Emit:
+        """Answers the present table; ``use`` is given every later one, so that the hot path need not ask for it."""
+        self._use = use
+        return self.emit
 
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
