@@ -179,7 +179,7 @@ class Dispatcher:
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
         self._silent = True
-        self.emit = self._build()
+        self.rebuild()
         for hooks in self._inline.values():
             hooks.clear()
         for subscriber in self.subscribers:

@@ -1,0 +1,187 @@
+"""A hundred trainings later the process is what it was."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import tempfile
+import threading
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from asynccb import Callback, CallbackError, RunCancelled, Trainer
+from asynccb.callbacks import CSVLogger, ModelCheckpoint, RemoteMonitor, TensorBoard
+from asynccb.claims import _holders
+from asynccb.models import Dense, Sequential
+from asynccb.run import live_runs
+from asynccb.testing import Recorder, ScriptedModel
+from asynccb.training.control import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FITS = 100
+X = np.zeros((4, 3), dtype="float32")
+Y = np.zeros((4, 1), dtype="float32")
+
+
+def counts() -> dict[str, Any]:
+    """What a training might leave behind. Files and sockets by what they point to."""
+    gc.collect()
+    files = []
+    for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+        try:
+            files.append(os.readlink(f"/proc/self/fd/{number}").split(":[")[0])
+        except OSError:  # the descriptor of the listing itself
+            continue
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "files": sorted(files),
+        "temporary files": sorted(name for name in os.listdir(tempfile.gettempdir()) if "asynccb" in name),
+        "runs": live_runs(),
+        "claims": len(_holders),
+    }
+
+
+async def settled() -> dict[str, Any]:
+    """The counts once the threads that are just ending have ended."""
+    async with asyncio.timeout(10):
+        while any(thread.name.startswith("asynccb") for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return counts()
+
+
+def dead_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def model() -> Sequential:
+    made = Sequential([Dense(1, input_dim=3)], seed=1)
+    made.compile(optimizer="sgd", loss="mse")
+    return made
+
+
+@pytest.mark.asyncio
+async def test_a_hundred_fits_with_sinks_leave_no_task_thread_file_or_temporary_file(tmp_path: Path) -> None:
+    def callbacks(number: int) -> list[Callback]:
+        return [
+            CSVLogger(tmp_path / "log.csv"),
+            ModelCheckpoint(str(tmp_path / "model.hdf5")),
+            *([TensorBoard(tmp_path / "board")] if number % 20 == 0 else []),
+        ]
+
+    trained = Trainer(model())
+    await trained.fit(X, Y, verbose=0, callbacks=callbacks(0))  # what is imported at first use is here now
+    before = await settled()
+    for number in range(FITS):
+        await trained.fit(X, Y, verbose=0, callbacks=callbacks(number))
+    assert await settled() == before
+    assert sorted(os.listdir(tmp_path)) == ["board", "log.csv", "model.hdf5"]
+
+
+@pytest.mark.asyncio
+async def test_fits_with_a_monitor_that_nobody_listens_to_leave_nothing() -> None:
+    monitor = f"http://127.0.0.1:{dead_port()}"
+    trained = Trainer(ScriptedModel())
+    for number in range(3):
+        if number == 1:
+            before = await settled()
+        with pytest.warns(UserWarning, match="lost"):
+            await trained.fit(X, verbose=0, callbacks=RemoteMonitor(monitor, retries=0))
+    assert await settled() == before
+
+
+class Raises(Callback):
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+
+    async def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.hook == "on_epoch_begin":
+            raise OSError("!")
+
+    async def on_train_begin(self, logs: Any = None) -> None:
+        if self.hook == "on_train_begin":
+            raise OSError("!")
+
+
+@pytest.mark.asyncio
+async def test_a_hundred_trainings_that_do_not_end_well_leave_nothing_either(tmp_path: Path) -> None:
+    async def end_badly(number: int) -> None:
+        scripted = ScriptedModel(raises={2: OSError("!")} if number % 5 == 0 else {})
+        trainer = Trainer(scripted)
+        trainer._limits = Limits(poll=0.01)
+        more: list[Callback] = [CSVLogger(tmp_path / "log.csv"), Recorder()]
+        if number % 5 in (1, 2):
+            more.append(Raises("on_epoch_begin" if number % 5 == 1 else "on_train_begin"))
+        run = trainer.start(X, batch_size=1, epochs=10**6, verbose=0, callbacks=more)
+        if number % 5 == 3:
+            run.cancel()
+        if number % 5 == 4:
+            while run.step < 2:  # noqa: ASYNC110  # a thread brings it about
+                await asyncio.sleep(0.001)
+            run.cancel()
+        with pytest.raises((OSError, CallbackError, RunCancelled)):
+            await run
+
+    for number in range(5):
+        await end_badly(number)
+    before = await settled()
+    for number in range(FITS):
+        await end_badly(number)
+    assert await settled() == before
+
+
+@pytest.mark.asyncio
+async def test_a_run_and_its_model_are_let_go_of() -> None:
+    """A megabyte of weights each: a hundred that stay would be seen."""
+
+    class Big(ScriptedModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ballast = bytearray(1 << 20)
+
+    async def fit() -> None:
+        await Trainer(Big()).fit(X, verbose=0, callbacks=Recorder())
+
+    await fit()
+    await settled()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(30):
+            await fit()
+        await settled()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 5 << 20
+
+
+def test_a_hundred_event_loops_leave_nothing() -> None:
+    async def main() -> None:
+        await Trainer(ScriptedModel()).fit(X, verbose=0, callbacks=Recorder())
+
+    def left() -> tuple[int, int]:
+        gc.collect()
+        return threading.active_count(), len(os.listdir("/proc/self/fd")) if os.path.isdir(
+            "/proc/self/fd"
+        ) else 0
+
+    asyncio.run(main())
+    before = left()
+    for _ in range(FITS):
+        asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith("asynccb"):
+            thread.join(5)
+    assert left() == before
+    assert live_runs() == []
