@@ -327,7 +327,8 @@ def _convert(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {name: _convert(part) for name, part in data.items()}
     if isinstance(data, (list, tuple)) and len(data) and hasattr(data[0], "__array__") and np.ndim(data[0]):
-        return tuple(_convert(part) for part in data)
+        parts = [_convert(part) for part in data]
+        return parts if isinstance(data, list) else tuple(parts)
     return np.asarray(data)
 
 

@@ -54,28 +54,22 @@ class ArrayFeed:
         self.samples: int = min(whole, self.steps * batch_size)
         self._whole = whole
         self.exhausted = False
-        self._order: np.ndarray[Any, Any] | None = None
-        self._position = 0
+        self._batches: Iterator[Batch] = iter(())
 
     def begin(self, epoch: int) -> None:
-        self._position = 0
-        self._order = self._ordered(epoch) if self._shuffle else None
+        self._batches = self._cut(self._ordered(epoch) if self._shuffle else None)
 
     def next(self) -> Batch | None:
-        if self._position == self.steps:
-            return None
-        start = self._position * self._batch_size
-        self._position += 1
-        stop = min(start + self._batch_size, self._whole)
-        rows = slice(start, stop) if self._order is None else self._order[start:stop]
-        size = stop - start
-        x, y, weight = self._x, self._y, self._weight
-        return Batch(
-            x[rows] if x.__class__ is np.ndarray else map_arrays(lambda array: array[rows], x),
-            y[rows] if y.__class__ is np.ndarray else map_arrays(lambda array: array[rows], y),
-            None if weight is None else weight[rows],
-            size,
-        )
+        return next(self._batches, None)
+
+    def _cut(self, order: np.ndarray[Any, Any] | None) -> Iterator[Batch]:
+        """The batches of one pass. A generator: what it looks up once is then at hand for every batch."""
+        take_x, take_y, weight, full = _taker(self._x), _taker(self._y), self._weight, self._batch_size
+        for start in range(0, self.samples, full):
+            stop = start + full
+            size = full if stop <= self._whole else self._whole - start
+            rows = slice(start, stop) if order is None else order[start:stop]
+            yield Batch(take_x(rows), take_y(rows), None if weight is None else weight[rows], size)
 
     def _ordered(self, epoch: int) -> np.ndarray[Any, Any]:
         generator = np.random.default_rng([self._seed, epoch])
@@ -88,13 +82,19 @@ class ArrayFeed:
         return np.concatenate([order, np.arange(full * self._batch_size, self._whole)])
 
 
+def _taker(data: Any) -> Callable[[Any], Any]:
+    """A function from rows to these rows of every array of a structure."""
+    if isinstance(data, np.ndarray):
+        return data.__getitem__
+    return lambda rows: map_arrays(lambda array: array[rows], data)
+
+
 class IterableFeed:
     """Batches from an iterable: a generator, a list of batches, a framework's loader.
 
     An item is a batch: ``x``, ``(x,)``, ``(x, y)``, ``(x, y, sample_weight)`` or a
-        :class:`~asynccb.protocols.Batch`. Without
-    ``steps`` an epoch is one pass; with it, passes follow each other and an epoch ends after ``steps``
-    batches.
+    :class:`~asynccb.protocols.Batch`. Without ``steps`` an epoch is one pass; with it, passes follow each
+    other and an epoch ends after ``steps`` batches.
 
     Args:
         source: iterated on the training thread.
@@ -123,7 +123,7 @@ class IterableFeed:
                 self._iterator = iter(self._source)
 
     def next(self) -> Batch | None:
-        if self._left == 0:
+        if self._left == 0 or self.exhausted:
             return None
         item = next(self._iterator, _END) if self._iterator is not None else _END
         if item is _END and self._left > 0:
@@ -149,8 +149,8 @@ _END = object()
 def warn_ran_out(missing: int) -> None:
     """The data ended before the epoch did."""
     warnings.warn(
-        f"the data ran out with {missing} batches of the epoch missing: the training ends here. "
-        "Give an iterable that yields steps_per_epoch * epochs batches, or one that can be iterated again",
+        f"the data ran out with {missing} batches of the epoch missing, and no epoch gets any more of it. "
+        "Give an iterable that yields batches for all epochs, or one that can be iterated again",
         UserWarning,
         stacklevel=2,
     )
@@ -217,12 +217,15 @@ def map_arrays(function: Callable[[Any], Any], data: Any) -> Any:
 
 
 def samples_in(data: Any) -> int:
-    """The samples on axis 0 of the first array of a structure."""
-    while isinstance(data, (dict, tuple, list)) and len(data):
-        data = next(iter(data.values())) if isinstance(data, dict) else data[0]
-    shape = getattr(data, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else 1
+    """The samples on axis 0 of the first array of a structure. A list of numbers or rows is one array."""
+    while isinstance(data, dict) and data:
+        data = next(iter(data.values()))
+    first = data
+    while isinstance(first, (dict, tuple, list)) and len(first):
+        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+    shape = getattr(first, "shape", None)
+    if shape is not None and len(shape):
+        return int(shape[0])
     try:
         return len(data)
     except TypeError:
