@@ -4,6 +4,7 @@ into a value."""
 from __future__ import annotations
 
 import threading
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 from asynccb.ending import Outcome, of_error, of_return
@@ -67,6 +68,7 @@ class Driver:
         self._left = left
         # The verbs of the host that belong to others, looked up once.
         self.emit: HookTable = dispatcher.follow(self._use)
+        self.next: Callable[[Source], Batch | None] = methodcaller("next")
         self.skip = dispatcher.skip
         self.safe_point = control.safe_point
         self.stopped = control.stopped
@@ -77,9 +79,6 @@ class Driver:
 
     def _use(self, table: HookTable) -> None:
         self.emit = table
-
-    def next(self, source: Source) -> Batch | None:
-        return source.next()
 
     def broke_inside(self) -> None:
         self._control.torn = True
