@@ -204,6 +204,8 @@ class Trainer:
             stop_after=stop_after,
         )
         self._model.check_ready(training=True)
+        if asked.validation is not None or asked.validation_split:
+            self._model.check_ready(training=False)
         given = _as_list(callbacks)
         history, ordered = _with_automatic(given, asked.verbose)
         hooked = [(callback, read_hooks(callback)) for callback in ordered]
@@ -231,6 +233,7 @@ class Trainer:
         Raises:
             ArgumentError, ModelBusy: as :meth:`fit`.
         """
+        self._model.check_ready(training=True)
         self._model.check_ready(training=False)
         program = Evaluate(_data(x, y, sample_weight, batch_size, steps), self.seed)
         means: dict[str, Any] = await self._once(program, callbacks)

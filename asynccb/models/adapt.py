@@ -60,7 +60,9 @@ class BareModel:
         return tuple(getattr(self.user_model, "metrics_names", None) or ())
 
     def check_ready(self, *, training: bool) -> None:
-        """Asks the object's own ``check_ready``, if it has one."""
+        """Refuses to test without ``test_batch``; asks the object's own ``check_ready``, if it has one."""
+        if not training:
+            self._require_test()
         own = getattr(self.user_model, "check_ready", None)
         if callable(own):
             own(training=training)
@@ -94,9 +96,7 @@ class BareModel:
         Raises:
             ArgumentError: if the object has no ``test_batch``.
         """
-        self.require(
-            "test_batch", self.has_test, "to validate and to evaluate", "test_batch(batch) -> dict of logs"
-        )
+        self._require_test()
         return cast("Mapping[str, Any]", self.user_model.test_batch(batch))
 
     def predict_batch(self, batch: Batch) -> Any:
@@ -117,6 +117,10 @@ class BareModel:
         shown = "capture() -> an object with arrays, save(path) and to_model()"
         self.require("capture", self.has_capture, "for snapshots and checkpoints", shown)
         return cast("ModelState", self.user_model.capture())
+
+    def _require_test(self) -> None:
+        shown = "test_batch(batch) -> dict of logs"
+        self.require("test_batch", self.has_test, "to validate and to evaluate", shown)
 
     def require(self, method: str, present: bool, purpose: str, shown: str) -> None:
         """Raises ArgumentError saying what to add, unless it is present."""

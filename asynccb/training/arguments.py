@@ -79,12 +79,11 @@ class Data(NamedTuple):
         if self.kind != "arrays":
             return self
         x, y = _as_arrays(self.name, self.x), _as_arrays(_name_y(self.name), self.y)
-        weight = None if self.sample_weight is None else np.asarray(self.sample_weight, dtype=np.float64)
+        weight = _as_weights(self.sample_weight)
         _check_lengths(self.name, x, y, weight)
-        weight = _weigh_classes(y, weight, self.class_weight)
         model.check_data(x, y, weight, name=self.name, training=training)
         _warn_nan(self.name, x)
-        return self._replace(x=x, y=y, sample_weight=weight, class_weight=None)
+        return self._replace(x=x, y=y, sample_weight=weight)
 
     def feed(self, seed: int, *, shuffled: bool) -> Source:
         """The source of batches; call :meth:`arrays` first."""
@@ -95,7 +94,7 @@ class Data(NamedTuple):
         batches = -(-samples_in(self.x) // self.batch_size)
         if self.steps is not None and self.steps > batches:
             raise ArgumentError(
-                "steps_per_epoch" if shuffled else "steps",
+                self._steps_name(shuffled),
                 self.steps,
                 f"at most {batches}, the batches that {self.name} gives with batch_size={self.batch_size}",
             )
@@ -103,23 +102,31 @@ class Data(NamedTuple):
         return ArrayFeed(
             self.x,
             self.y,
-            self.sample_weight,
+            _weigh_classes(self.y, self.sample_weight, self.class_weight),
             batch_size=self.batch_size,
             shuffle=shuffle,
             seed=seed,
             steps=self.steps,
         )
 
-    def split(self, fraction: float) -> tuple[Data, Data]:
+    def split(self, fraction: float, *, batch_size: int, steps: int | None) -> tuple[Data, Data]:
         """The first part to train on and the last ``fraction`` to validate on, before any shuffling, as Keras
-        does."""
+        does: the second part has its own ``batch_size`` and ``steps``, and class weights do not touch it."""
         samples = samples_in(self.x)
         at = math.floor(samples * (1 - fraction))
         if at == 0 or at == samples:
             raise ArgumentError(
                 "validation_split", fraction, f"a part of {samples} samples that leaves some on either side"
             )
-        return self._rows(slice(None, at)), self._rows(slice(at, None))._replace(name="validation_split")
+        last = self._rows(slice(at, None))._replace(
+            name="validation_split", batch_size=batch_size, steps=steps, class_weight=None
+        )
+        return self._rows(slice(None, at)), last
+
+    def _steps_name(self, shuffled: bool) -> str:
+        if self.name.startswith("validation"):
+            return "validation_steps"
+        return "steps_per_epoch" if shuffled else "steps"
 
     def _rows(self, rows: slice) -> Data:
         weight = None if self.sample_weight is None else self.sample_weight[rows]
@@ -145,6 +152,8 @@ class FitArguments(NamedTuple):
     data: Data
     validation: Data | None
     validation_split: float
+    validation_batch_size: int
+    validation_steps: int | None
     validate_after: Collection[int]
     epochs: int
     initial_epoch: int
@@ -195,12 +204,12 @@ def check_fit(
     _refuse_one_shot("x", data, epochs - initial_epoch, "steps_per_epoch")
     validate_after = every(validation_freq, epochs)
     validation = None
+    validation_size = (
+        check_count("validation_batch_size", validation_batch_size, least=1, none=True) or batch_size
+    )
+    validation_count = check_count("validation_steps", validation_steps, least=1, none=True) or None
     if validation_data is not None:
-        validation = check_validation(
-            validation_data,
-            check_count("validation_batch_size", validation_batch_size, least=1, none=True) or batch_size,
-            check_count("validation_steps", validation_steps, least=1, none=True) or None,
-        )
+        validation = check_validation(validation_data, validation_size, validation_count)
         due = sum(1 for epoch in range(initial_epoch, epochs) if epoch in validate_after)
         _refuse_one_shot("validation_data", validation, due, "validation_steps")
     split = _check_split(validation_split, data)
@@ -208,6 +217,8 @@ def check_fit(
         data,
         validation,
         split if validation is None else 0.0,
+        validation_size,
+        validation_count,
         validate_after,
         epochs,
         initial_epoch,
@@ -225,7 +236,9 @@ def recognise(name: str, x: Any, y: Any, sample_weight: Any, *, batch_size: int,
     kind = _kind(name, x, y)
     if kind != "arrays" and (y is not None or sample_weight is not None):
         extra = _name_y(name) if y is not None else "sample_weight"
-        raise ArgumentError(extra, type(y or sample_weight), f"None where {name} yields whole batches")
+        raise ArgumentError(
+            extra, type(sample_weight if y is None else y), f"None where {name} yields whole batches"
+        )
     return Data(name, kind, x, y, sample_weight, None, batch_size, steps, False)
 
 
@@ -320,6 +333,15 @@ def _as_arrays(name: str, data: Any) -> Any:
     return arrays
 
 
+def _as_weights(sample_weight: Any) -> Any:
+    if sample_weight is None:
+        return None
+    try:
+        return np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ArgumentError("sample_weight", sample_weight, "one number for each sample, or None") from None
+
+
 def _convert(data: Any) -> Any:
     """Arrays in the structure in which they came; a list of numbers or rows is one array."""
     if data is None or isinstance(data, np.ndarray):
@@ -350,7 +372,7 @@ def _check_lengths(name: str, x: Any, y: Any, weight: Any) -> None:
         if leaf.ndim == 0:
             raise ArgumentError(argument, leaf, "an array with the samples on its first axis")
     lengths = {leaf.shape[0] for _, leaf in named}
-    if 0 in lengths:
+    if 0 in lengths or not _leaves(x):
         raise ArgumentError(name, in_words("no samples"), "data with at least one sample")
     if len(lengths) > 1:
         told = ", ".join(f"{argument} has {leaf.shape[0]}" for argument, leaf in named)
@@ -362,7 +384,7 @@ def _weigh_classes(y: Any, weight: Any, class_weight: Mapping[int, float] | None
     Keras."""
     if class_weight is None:
         return weight
-    if not isinstance(y, np.ndarray):
+    if not isinstance(y, np.ndarray) or y.ndim == 0:
         raise ArgumentError(
             "class_weight", dict(class_weight), "None unless y is one array of labels or one-hot rows"
         )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from asynccb.protocols import Host, Model, Source
 
-__all__ = ["Plan", "evaluate", "predict", "train"]
+__all__ = ["Plan", "evaluate", "predict", "test_batches", "train"]
 
 NO_EPOCH = -1
 
@@ -102,6 +102,13 @@ def _train_epoch(model: Model, source: Source, epoch: int, host: Host) -> tuple[
 def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) -> dict[str, Any] | None:
     """Means over all samples of ``source``, or None if a stop ended it before its end."""
     host.emit.test_begin(host.step, Logs())
+    means, whole = test_batches(model, source, host, epoch)
+    host.emit.test_end(host.step, Logs(means))
+    return means if whole else None
+
+
+def test_batches(model: Model, source: Source, host: Host, epoch: int) -> tuple[dict[str, Any], bool]:
+    """The batches of an evaluation: means over the samples seen, and whether it came to its end."""
     source.begin(max(epoch, 0))
     sums: dict[str, Any] = {}
     seen = index = 0
@@ -125,12 +132,10 @@ def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) ->
         host.safe_point()
         if host.stopped():
             break
-    stopped = host.stopped()
     means = (
         {name: total / seen for name, total in sums.items() if name not in ("batch", "size")} if seen else {}
     )
-    host.emit.test_end(host.step, Logs(means))
-    return None if stopped else means
+    return means, not host.stopped()
 
 
 def predict(model: Model, source: Source, host: Host) -> list[Any]:

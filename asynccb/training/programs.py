@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from asynccb.events import PredictBegin, PredictEnd, TestBegin, TestEnd, TrainBegin, TrainEnd
-from asynccb.training.loop import Plan, evaluate, predict, train
+from asynccb.training.loop import NO_EPOCH, Plan, predict, test_batches, train
 from asynccb.training.prefetch import AsyncFeed
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Program(Protocol):
         feeds: async sources, to be consumed on the loop.
         validation_data: what callbacks see under this name.
         result: what awaiting the run gives, where it is not the History.
+        closing_logs: of the last event.
     """
 
     opening: Any
@@ -34,6 +35,7 @@ class Program(Protocol):
     feeds: list[AsyncFeed]
     validation_data: Any
     result: Any
+    closing_logs: dict[str, Any]
 
     def prepare(self, model: Model) -> dict[str, Any]:
         """Converts and checks the data, on the training thread, before any hook. Answers the callbacks'
@@ -54,6 +56,7 @@ class Fit:
         self._plan: Plan | None = None
         self.validation_data: Any = None
         self.result: Any = None
+        self.closing_logs: dict[str, Any] = {}
         self._early = {
             data.name: _async_feed(data)
             for data in (arguments.data, arguments.validation)
@@ -66,7 +69,9 @@ class Fit:
         data = asked.data.arrays(model, training=True)
         validation = None if asked.validation is None else asked.validation.arrays(model, training=False)
         if asked.validation_split:
-            data, validation = data.split(asked.validation_split)
+            data, validation = data.split(
+                asked.validation_split, batch_size=asked.validation_batch_size, steps=asked.validation_steps
+            )
         source = self._feed(data, shuffled=True)
         self._plan = Plan(
             source,
@@ -112,6 +117,7 @@ class Evaluate:
         self._source: Source | None = _async_feed(data)
         self.validation_data: Any = None
         self.result: dict[str, Any] = {}
+        self.closing_logs: dict[str, Any] = {}
         self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
 
     def prepare(self, model: Model) -> dict[str, Any]:
@@ -121,9 +127,10 @@ class Evaluate:
 
     def tell(self, model: Model, host: Host) -> bool:
         assert self._source is not None
-        means = evaluate(model, self._source, host)
-        self.result = means or {}
-        return means is not None
+        # The opening and the closing event are those of the evaluation itself.
+        self.closing_logs, whole = test_batches(model, self._source, host, NO_EPOCH)
+        self.result = self.closing_logs if whole else {}
+        return whole
 
 
 class Predict:
@@ -136,6 +143,7 @@ class Predict:
         self._source: Source | None = _async_feed(data)
         self.validation_data: Any = None
         self.result: Any = None
+        self.closing_logs: dict[str, Any] = {}
         self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
 
     def prepare(self, model: Model) -> dict[str, Any]:
