@@ -13,24 +13,26 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.delivery import Consumer, HookFailure
-from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
+from asynccb.bus.delivery import Consumer
+from asynccb.bus.dispatch import Dispatcher, Subscriber
 from asynccb.bus.mailbox import Mailbox, marker
 from asynccb.bus.readers import EventStream, Readers
 from asynccb.bus.wakeup import Wakeup
 from asynccb.claims import Claim
 from asynccb.driver import Driver, mark_training
 from asynccb.ending import Outcome, note_all, of_error, raisable
-from asynccb.errors import CallbackError, Failure, NotStarted, RunCancelled, SelfWait, TornState
+from asynccb.errors import CallbackError, NotStarted, RunCancelled, SelfWait, TornState
+from asynccb.failures import Failures
 from asynccb.storage.serial import SerialExecutor
 from asynccb.supervisor import Supervisor
-from asynccb.training.control import Control, Limits, SnapshotRequest
+from asynccb.training.control import STUCK, Control, Limits, SnapshotRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -120,8 +122,7 @@ class Run:
         self._limits = limits
         self._callbacks = callbacks
         self._outcome: Outcome | None = None
-        self._failures: dict[tuple[str, str], Failure] = {}
-        self._beside_errors: list[tuple[int, CallbackError]] = []
+        self._failures = Failures(self.name, history, self._fail)
         self._awaiting = 0
         self._ended = asyncio.Event()
         self._open_callbacks = {callback for callback, _ in callbacks}
@@ -140,7 +141,7 @@ class Run:
             self._readers,
             self._wakeup,
             self._control,
-            failed=self._inline_failed,
+            failed=self._failures.inline,
             warn=self._warn_lockstep,
         )
         self._driver = Driver(
@@ -157,7 +158,7 @@ class Run:
                 subscriber.name,
                 subscriber.mailbox,
                 subscriber.beside,
-                failed=self._beside_failed,
+                failed=functools.partial(self._failures.beside, policy=subscriber.callback.on_error),
                 moved=self._moved,
                 cancelled=self.cancel,
                 closing=frozenset({"on_exception", program.closing.hook}),
@@ -414,7 +415,7 @@ class Run:
         self._refuse_inside("the run itself")
         cancelled = await self._wait_shielded("the task that awaited fit was cancelled")
         if cancelled is not None:
-            note_all(cancelled, [error for _, error in self._beside_errors])
+            note_all(cancelled, list(self._failures.errors))
             raise cancelled
         return self._result()
 
@@ -472,7 +473,7 @@ class Run:
         _live.discard(self)
 
     def _end(self, outcome: Outcome) -> None:
-        errors = [error for _, error in sorted(self._beside_errors, key=lambda item: item[0])]
+        errors = self._failures.errors
         if errors and (outcome.exception is None or isinstance(outcome.exception, CallbackError)):
             outcome = outcome.with_beside_errors(errors)
         elif errors:
@@ -491,7 +492,7 @@ class Run:
         self._outcome = outcome
         self.history.outcome = outcome.kind
         self.history.reason = outcome.reason
-        self.history.failures = list(self._failures.values())
+        self._failures.publish()
         return self.history
 
     def _fix_on_thread(self, outcome: Outcome) -> History:
@@ -539,6 +540,8 @@ class Run:
     async def _final_snapshot(self) -> Snapshot:
         if self._control.torn:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
+        if self._supervisor.stuck:
+            raise TornState(STUCK)
         let_go = self._hold_model()
         copied = _final_snapshots.submit(self._driver.capture)
         # Not here: if this task is cancelled, the copy that is being made still needs the model.
@@ -595,48 +598,12 @@ class Run:
             complain_after=self._limits.slow_mailbox,
         )
 
+    def _fail(self, error: CallbackError) -> None:
+        self._control.interrupt_with("failed", str(error), error)
+        self._poke()
+
     def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
         logger.warning("%s: the training has waited %.0f s for %s.%s", self.name, seconds, names, hook)
-
-    # Failures -----------------------------------------------------------------------------------------------
-
-    def _inline_failed(self, failure: InlineFailure) -> None:
-        self._count_failure(failure.subscriber.name, failure.hook, failure.epoch, failure.error)
-
-    def _beside_failed(self, failure: HookFailure) -> None:
-        name = failure.consumer.name
-        subscriber = next(s for s in self._dispatcher.subscribers if s.name == name)
-        first = self._count_failure(name, failure.hook, failure.epoch, failure.error)
-        policy = subscriber.callback.on_error
-        if policy == "raise":
-            error = CallbackError(name, failure.hook, failure.epoch, self.history)
-            error.__cause__ = failure.error
-            failure.consumer.mute()
-            self._beside_errors.append((failure.seq, error))
-            self._control.interrupt_with("failed", str(error), error)
-            self._poke()
-            return
-        if policy == "disable":
-            failure.consumer.mute()
-        if first:
-            logger.warning(
-                "%s: %s.%s raised %s: %s (on_error=%r)",
-                self.name,
-                name,
-                failure.hook,
-                type(failure.error).__name__,
-                failure.error,
-                policy,
-            )
-
-    def _count_failure(self, name: str, hook: str, epoch: int | None, error: BaseException) -> bool:
-        before = self._failures.get((name, hook))
-        if before is None:
-            self._failures[name, hook] = Failure(name, hook, epoch, error)
-        else:
-            self._failures[name, hook] = before._replace(times=before.times + 1)
-        self.history.failures = list(self._failures.values())
-        return before is None
 
 
 def _names(callbacks: list[tuple[Callback, Hooks]]) -> list[str]:

@@ -51,10 +51,11 @@ MAY_IMPORT: dict[str, list[str]] = {
     "engines": GROUND,
     # one training, as a whole
     "claims": GROUND,
+    "failures": [*GROUND, "bus", "callbacks"],
     "ending": [*GROUND, "training.control"],
     "driver": [*GROUND, "training", "bus", "ending"],
     "supervisor": [*GROUND, "bus", "claims", "ending", "driver"],
-    "run": [*PARTS, "claims", "ending", "driver", "supervisor"],
+    "run": [*PARTS, "claims", "failures", "ending", "driver", "supervisor"],
     "trainer": [*PARTS, "models", "claims", "ending", "driver", "supervisor", "run"],
     # doubles for tests of users, and the guests
     "testing": [*PARTS, "run", "trainer"],

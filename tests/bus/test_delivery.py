@@ -199,9 +199,7 @@ async def test_one_pump_for_all_callbacks_lets_a_slow_one_hold_the_others() -> N
 
 
 @pytest.mark.asyncio
-async def test_entries_that_lie_there_before_the_task_begins_are_not_taken_for_done_while_their_hook_runs() -> (
-    None
-):
+async def test_entries_that_lie_there_before_the_task_begins_are_not_done_while_their_hook_runs() -> None:
     """Else the training would not wait for the awaitables of train begin where its thread is quicker than
     this task."""
     gate = asyncio.Event()
@@ -521,8 +519,8 @@ async def test_nothing_runs_after_an_abandoned_hook_that_swallows_its_cancellati
         bench.post(BATCH, batch, {})
     handle = Handle()
     work = bench.post_work(recording(seen)("never"), snapshots=(handle,))
-    while not bench.consumer.suspended:
-        await asyncio.sleep(0)
+    await settle()
+    assert bench.consumer.suspended
     bench.consumer.abandon(time.monotonic())
     await settle()
     assert bench.consumer.ended
@@ -534,9 +532,7 @@ async def test_nothing_runs_after_an_abandoned_hook_that_swallows_its_cancellati
 
 
 @pytest.mark.asyncio
-async def test_what_waits_behind_a_hook_that_is_left_to_itself_is_lost_and_closed_and_its_end_is_not_told() -> (
-    None
-):
+async def test_what_waits_behind_a_hook_left_to_itself_is_lost_and_closed_and_its_end_is_not_told() -> None:
     gate = asyncio.Event()
 
     async def hook(batch: int, logs: Any) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asynccb.bus import dispatch
-from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber, as_coroutine
+from asynccb.bus import inline
+from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
+from asynccb.bus.inline import as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
 from asynccb.bus.readers import Readers
 from asynccb.callbacks.base import Callback
@@ -489,7 +490,7 @@ class State:
 
 
 def test_inline_hooks_of_one_event_share_one_copy_and_each_has_a_handle_of_its_own() -> None:
-    snapshots, captures = dispatch.HookSnapshots(), []
+    snapshots, captures = inline.HookSnapshots(), []
 
     def capture() -> Snapshot:
         captures.append(1)
@@ -511,7 +512,7 @@ def test_inline_hooks_of_one_event_share_one_copy_and_each_has_a_handle_of_its_o
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(dispatch, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(inline, "perf_counter", lambda: self.now)
 
 
 def slow_training(clock: Clock, hook: float, batch: float, batches: int = 20) -> None:

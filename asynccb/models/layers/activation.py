@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.models import activations
+from asynccb.models.activations import Function, get
 from asynccb.models.arrays import aligned
 from asynccb.models.layers.base import Layer, Operation
 
@@ -30,10 +30,10 @@ class Activation(Layer):
         self, activation: str, name: str | None = None, input_shape: Sequence[int] | None = None
     ) -> None:
         super().__init__(name, input_shape)
-        self.activation = activations.get(activation).name
+        self.activation = get(activation).name
 
     def operations(self) -> list[Operation[Any]]:
-        return [Apply(activations.get(self.activation))]
+        return [Apply(get(self.activation))]
 
     def settings(self) -> dict[str, Any]:
         return {"activation": self.activation}
@@ -47,7 +47,7 @@ class _Buffers(NamedTuple):
 class Apply(Operation[_Buffers]):
     """The operation of an activation function."""
 
-    def __init__(self, function: activations.Function) -> None:
+    def __init__(self, function: Function) -> None:
         super().__init__()
         self.function = function
         self._forward, self._backward = function.forward, function.backward

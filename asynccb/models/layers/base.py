@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models import initializers
+from asynccb.models.initializers import get
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,7 @@ class Layer:
         """Makes the weights."""
         self.weights = []
         for spec in self.weight_specs(input_shape):
-            values = initializers.get(spec.initializer)(spec.shape, rng).astype(dtype)
+            values = get(spec.initializer)(spec.shape, rng).astype(dtype)
             self.weights.append(Weight(spec.name, f"{self.name}/{spec.name}", values, spec.trainable))
         self.built = True
 

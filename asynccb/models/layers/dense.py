@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models import activations, initializers
+from asynccb.models.activations import get as get_activation
+from asynccb.models.initializers import get as get_initializer
 from asynccb.models.arrays import aligned
 from asynccb.models.layers.activation import Apply
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
@@ -50,11 +51,11 @@ class Dense(Layer):
     ) -> None:
         super().__init__(name, input_shape if input_dim is None else (whole("input_dim", input_dim),))
         self.units = whole("units", units)
-        self.activation = activations.get(activation).name
+        self.activation = get_activation(activation).name
         self.use_bias = bool(use_bias)
         self.kernel_initializer, self.bias_initializer = kernel_initializer, bias_initializer
-        initializers.get(kernel_initializer)
-        initializers.get(bias_initializer, "bias_initializer")
+        get_initializer(kernel_initializer)
+        get_initializer(bias_initializer, "bias_initializer")
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
         if not input_shape:
@@ -69,7 +70,7 @@ class Dense(Layer):
         affine: Operation[Any] = Affine(*self.weights)
         if self.activation == "linear":
             return [affine]
-        return [affine, Apply(activations.get(self.activation))]
+        return [affine, Apply(get_activation(self.activation))]
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import ArgumentError, in_words
-from asynccb.models import initializers
+from asynccb.models.initializers import get
 from asynccb.models.arrays import aligned
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
 
@@ -45,7 +45,7 @@ class Embedding(Layer):
         self.input_dim = whole("input_dim", input_dim)
         self.output_dim = whole("output_dim", output_dim)
         self.embeddings_initializer = embeddings_initializer
-        initializers.get(embeddings_initializer, "embeddings_initializer")
+        get(embeddings_initializer, "embeddings_initializer")
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
         return [WeightSpec("embeddings", (self.input_dim, self.output_dim), self.embeddings_initializer)]
