@@ -9,12 +9,13 @@ import socket
 import tempfile
 import threading
 import tracemalloc
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from asynccb import Callback, CallbackError, RunCancelled, Trainer
+from asynccb import Callback, CallbackError, History, RunCancelled, Trainer
 from asynccb.callbacks import CSVLogger, ModelCheckpoint, RemoteMonitor, TensorBoard
 from asynccb.claims import _holders
 from asynccb.models import Dense, Sequential
@@ -98,6 +99,73 @@ async def test_fits_with_a_monitor_that_nobody_listens_to_leave_nothing() -> Non
         with pytest.warns(UserWarning, match="lost"):
             await trained.fit(X, verbose=0, callbacks=RemoteMonitor(monitor, retries=0))
     assert await settled() == before
+
+
+class Beside(Callback):
+    """Holds on to its run, and to a copy of the model from which a task of its own reads."""
+
+    async def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.copying = asyncio.create_task(self.run.snapshot())
+
+    async def on_batch_end(self, batch: int, logs: Any = None) -> None:
+        await asyncio.sleep(0)
+
+    async def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with await self.copying as snapshot:
+            self.arrays = {name: array.sum() for name, array in snapshot.arrays.items()}
+
+
+def every_sink(folder: Path, port: int) -> list[Callback]:
+    monitor = RemoteMonitor(f"http://127.0.0.1:{port}", timeout=0.5, retries=0)
+    checkpoint = ModelCheckpoint(folder / "model.hdf5")
+    return [CSVLogger(folder / "log.csv"), checkpoint, TensorBoard(folder / "board"), monitor, Beside()]
+
+
+@pytest.mark.asyncio
+async def test_a_hundred_fits_with_every_sink_at_once_leave_their_files_alone(tmp_path: Path) -> None:
+    port = dead_port()
+    for number in range(FITS + 2):
+        with pytest.warns(UserWarning, match="lost"):
+            await Trainer(model()).fit(X, Y, verbose=0, callbacks=every_sink(tmp_path, port))
+        if number == 1:
+            before = await settled()
+    assert await settled() == before
+    assert sorted(os.listdir(tmp_path)) == ["board", "log.csv", "model.hdf5"]
+    assert len(os.listdir(tmp_path / "board")) == FITS + 2
+
+
+@pytest.mark.asyncio
+async def test_run_trainer_model_and_callbacks_die_with_their_last_name(tmp_path: Path) -> None:
+    async def fit() -> tuple[History, list[weakref.ref[Any]]]:
+        trainer, callbacks = Trainer(model()), every_sink(tmp_path, dead_port())
+        run = trainer.start(X, Y, epochs=2, verbose=0, callbacks=callbacks)
+        with pytest.warns(UserWarning, match="lost"):
+            history = await run
+        return history, [weakref.ref(each) for each in (run, trainer, trainer.model, *callbacks)]
+
+    history, references = await fit()
+    await settled()
+    print("ALIVE", [r() for r in references], history.run, history.model)
+    history.model = history.run = None  # a History knows what it is the history of, as in Keras
+    gc.collect()
+    assert [reference() for reference in references] == [None] * len(references)
+    assert history.epoch == [0, 1]
+
+
+@pytest.mark.asyncio
+async def test_what_is_left_behind_is_seen(tmp_path: Path) -> None:
+    before, end = await settled(), threading.Event()
+    task = asyncio.create_task(asyncio.sleep(60))
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    with (tmp_path / "file").open("w"), tempfile.NamedTemporaryFile(prefix="asynccb"):
+        seen = counts()
+    end.set()
+    thread.join()
+    task.cancel()
+    changed = {name for name in before if seen[name] != before[name]}
+    assert changed - {"files"} == {"tasks", "threads", "temporary files"}
+    assert ("files" in changed) is os.path.isdir("/proc/self/fd")
 
 
 class Raises(Callback):

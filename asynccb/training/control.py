@@ -42,6 +42,9 @@ Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause"]
 Cause = Literal["cancelled", "failed", "loop gone", "abandoned"]
 
 
+STUCK = "the training thread did not come back, so the weights may be half updated"
+
+
 class Limits(NamedTuple):
     """The times of a run, in seconds; a test shortens them."""
 
@@ -133,7 +136,9 @@ class Control:
             self.interrupt = Interrupt(cause, reason, error)
             self.attention = True
             self._changed.notify_all()
-            return True
+        if cause == "abandoned":
+            self._refuse_snapshots()
+        return True
 
     def pause(self) -> None:
         with self._changed:
@@ -247,6 +252,14 @@ class Control:
             self._left = True
         self._serve_snapshots()
 
+    def _refuse_snapshots(self) -> None:
+        """The thread is stuck, and nobody else may touch the model: who asked must not wait for it."""
+        with self._changed:
+            self._left = True
+            asked, self._requests = self._requests, deque()
+        for request in asked:
+            request.refuse(TornState(STUCK))
+
     def _attend(self) -> None:
         # Lowered first: a request that comes in while we serve the earlier ones raises it again and is not
         # lost.
@@ -264,7 +277,8 @@ class Control:
         if not self._requests:
             return
         # All that have asked by now share one copy.
-        asked = [self._requests.popleft() for _ in range(len(self._requests))]
+        with self._changed:
+            asked, self._requests = self._requests, deque()
         try:
             if self.torn or self.capture is None:
                 raise TornState("the model raised inside a batch, so its weights may be half updated")

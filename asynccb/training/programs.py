@@ -67,7 +67,7 @@ class Fit:
     def prepare(self, model: Model) -> dict[str, Any]:
         asked = self._arguments
         data = asked.data.arrays(model, training=True)
-        validation = None if asked.validation is None else asked.validation.arrays(model, training=False)
+        validation = None if asked.validation is None else asked.validation.arrays(model, training=True)
         if asked.validation_split:
             data, validation = data.split(
                 asked.validation_split, batch_size=asked.validation_batch_size, steps=asked.validation_steps
@@ -121,7 +121,7 @@ class Evaluate:
         self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
 
     def prepare(self, model: Model) -> dict[str, Any]:
-        data = self._data.arrays(model, training=False)
+        data = self._data.arrays(model, training=True)
         self._source = self._source or data.feed(self._seed, shuffled=False)
         return _plain_params(model, self._source)
 

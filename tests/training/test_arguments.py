@@ -125,8 +125,8 @@ WHOLE = "a whole number of at least"
         ),
         (
             {"validation_data": generator(), "epochs": 2},
-            "validation_data=a generator, which can be iterated once: something that can be iterated for each "
-            "of 2 epochs. Give validation_steps, or an object whose __iter__ (or __aiter__) starts anew",
+            "validation_data=a generator, which can be iterated once: something that can be iterated for "
+            "each of 2 epochs. Give validation_steps, or an object whose __iter__ (or __aiter__) starts anew",
         ),
     ],
 )

@@ -9,8 +9,8 @@ import numpy as np
 
 from asynccb.errors import ArgumentError
 from asynccb.models.activations import get as get_activation
-from asynccb.models.initializers import get as get_initializer
 from asynccb.models.arrays import aligned
+from asynccb.models.initializers import get as get_initializer
 from asynccb.models.layers.activation import Apply
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import ArgumentError, in_words
-from asynccb.models.initializers import get
 from asynccb.models.arrays import aligned
+from asynccb.models.initializers import get
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
 
 if TYPE_CHECKING:
