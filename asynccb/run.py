@@ -248,9 +248,7 @@ class Run:
         :func:`asynccb.testing.settle`."""
         user_model = self._model.user_model
         thread_rests = (
-            self._control.waiting is not None
-            or self._outcome is not None
-            or getattr(user_model, "waiting", False)
+            self._control.resting or self._outcome is not None or getattr(user_model, "waiting", False)
         )
         return thread_rests and all(c.mailbox.finished or c.suspended for c in self._consumers)
 

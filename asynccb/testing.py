@@ -113,13 +113,13 @@ class ScriptedModel:
 
     async def at_gate(self) -> None:
         """Waits until the thread waits at the closed gate, or no run is alive."""
-        while not (self._waiting and self._allowed == 0) and live_runs():  # noqa: ASYNC110 a thread comes
+        while not self.waiting and live_runs():  # noqa: ASYNC110 a thread comes
             await asyncio.sleep(0.001)
 
     @property
     def waiting(self) -> bool:
-        """Whether a thread waits at the gate."""
-        return self._waiting
+        """Whether a thread waits at the closed gate."""
+        return self._waiting and self._allowed == 0
 
     def _pass_gate(self) -> None:
         with self._gate:

@@ -111,6 +111,7 @@ class Control:
         self._requests: deque[SnapshotRequest] = deque()
         self._left = False
         self._predicate: Callable[[], bool] | None = None
+        self._stop_ends = False
 
     # From any thread ----------------------------------------------------------------------------------------
 
@@ -173,6 +174,14 @@ class Control:
             with self._changed:
                 self._changed.notify_all()
 
+    @property
+    def resting(self) -> bool:
+        """Whether the thread waits, and nothing has happened that ends its wait or is to be served in it."""
+        predicate = self._predicate
+        if predicate is None or self._requests or self.interrupt is not None:
+            return False
+        return not (predicate() or (self._stop_ends and self.stop_reason is not None))
+
     # From the training thread -------------------------------------------------------------------------------
 
     def safe_point(self) -> None:
@@ -222,6 +231,7 @@ class Control:
             return True
         started = time.monotonic()
         self.waiting = reason
+        self._stop_ends = stop_ends
         self._predicate = predicate
         self.waits[reason] += 1
         self._entering_wait()

@@ -302,6 +302,37 @@ def test_nobody_wakes_a_thread_for_what_it_does_not_wait_for() -> None:
     assert bench.result() is True
 
 
+@pytest.mark.parametrize("reason", WAITERS)
+@pytest.mark.parametrize("end", ["own", "cancel", "stop", "snapshot"])
+def test_a_thread_that_was_told_and_has_not_yet_woken_does_not_rest(reason: str, end: str) -> None:
+    """Whoever waits for a training to settle would else go on before it has moved."""
+    bench = Bench(poll=PATIENT)
+    waiter = WAITERS[reason](bench)
+    answers: list[Any] = []
+    acts: dict[str, Callable[[], object]] = {
+        "own": waiter.fulfil,
+        "cancel": lambda: bench.control.interrupt_with("cancelled", "now"),
+        "stop": lambda: bench.control.stop("now"),
+        "snapshot": lambda: bench.control.ask(SnapshotRequest(answers.append, answers.append)),
+    }
+    seen: list[bool] = []
+
+    def entering() -> None:  # the thread itself: it cannot wake before this returns
+        seen.append(bench.control.resting)
+        acts[end]()
+        seen.append(bench.control.resting)
+        bench._entering()
+
+    assert not bench.control.resting
+    bench.control._entering_wait = entering
+    bench.start(waiter.waits)
+    if end == "snapshot" or (end == "stop" and reason not in STOP_ENDS):
+        waiter.fulfil()
+    bench.result()
+    assert seen == [True, end == "stop" and reason not in STOP_ENDS]
+    assert not bench.control.resting
+
+
 # ---------------------------------------------------------------- stop, cancel, and which of them counts
 
 
