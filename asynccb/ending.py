@@ -1,23 +1,20 @@
 """How a training ends: every way out as one row of a table, and the value in which it crosses threads.
 
-=======================  ===========  =============  ============  ================================
-===================== way out                  open epoch   on_exception   on_train_end  drain
-``fit``
-=======================  ===========  =============  ============  ================================
-===================== end                      --           --             yes           no limit
-History stop                     ends, no     --             yes           no limit
-History
-                         validation
-cancel                   left open    yes            yes           grace, from the cancel
-CancelledError inline hook or model     left open    yes            yes           grace
-that exception raises beside-hook raises       left open    yes            yes           grace for it, no
-limit for        CallbackError
-                                                                   the others
-stuck after the grace    left open    beside only    beside only   1 s                               as it
-began loop gone                left open    inline only    inline only   none
-nobody listens
-=======================  ===========  =============  ============  ================================
-=====================
+====================  ==========  ============  ============  =======================  ================
+way out               open epoch  on_exception  on_train_end  drain                    ``fit``
+====================  ==========  ============  ============  =======================  ================
+end                   --          --            yes           no limit                 History
+stop                  ends, no    --            yes           no limit                 History
+                      validation
+cancel                left open   yes           yes           grace, from the cancel   CancelledError
+inline hook or model  left open   yes           yes           grace                    that exception
+raises
+beside-hook raises    left open   yes           yes           grace for it, no limit   CallbackError
+                                                              for the others
+stuck after the       left open   beside only   beside only   1 s                      as it began
+grace
+loop gone             left open   inline only   inline only   none                     nobody listens
+====================  ==========  ============  ============  =======================  ================
 
 What an inline hook could not be told is named in the log.
 """
@@ -25,9 +22,10 @@ What an inline hook could not be told is named in the log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from asynccb.errors import CallbackError, ModelError
+from asynccb.errors import CallbackError, ModelError, said
 from asynccb.training.control import Interrupt
 
 if TYPE_CHECKING:
@@ -81,8 +79,9 @@ class Outcome(NamedTuple):
             return self
         first = raisable(errors[0])
         note_all(first, errors[1:])
-        reason = f"{type(errors[0]).__name__}: {errors[0]}"
-        return self._replace(kind="failed", reason=reason, exception=first, traceback=first.__traceback__)
+        return self._replace(
+            kind="failed", reason=said(errors[0]), exception=first, traceback=first.__traceback__
+        )
 
     def with_beside_errors(self, errors: list[CallbackError]) -> Outcome:
         """The same, with the first error in event order as its exception. A cancelled training stays
@@ -99,10 +98,12 @@ class Outcome(NamedTuple):
 
 
 def note_all(exception: BaseException | None, others: list[BaseException]) -> None:
-    """Adds errors that came beside ``exception`` to it as notes."""
+    """Adds errors that came beside ``exception`` to it as notes, where it takes notes: one that is frozen (a
+    frozen dataclass) goes without."""
     if exception is not None:
         for other in others:
-            exception.add_note(f"Also: {type(other).__name__}: {other}")
+            with contextlib.suppress(Exception):
+                exception.add_note(f"Also: {said(other)}")
 
 
 def of_return(whole: bool, stop_reason: str | None) -> Outcome:
@@ -117,16 +118,14 @@ def of_error(error: BaseException) -> Outcome:
     if isinstance(error, Interrupt):
         return _of_interrupt(error)
     exception = raisable(error)
-    return Outcome(
-        "failed", f"{type(error).__name__}: {error}", exception, exception.__traceback__, WAYS["failed"]
-    )
+    return Outcome("failed", said(error), exception, exception.__traceback__, WAYS["failed"])
 
 
 def raisable(error: BaseException) -> BaseException:
     """``error`` as ``await`` can raise it: itself, but for the three that mean something to ``await``."""
     if not isinstance(error, (StopIteration, GeneratorExit, asyncio.CancelledError)):
         return error
-    wrapped = ModelError(f"the training raised {type(error).__name__}: {error}")
+    wrapped = ModelError(f"the training raised {said(error)}")
     wrapped.__cause__ = error
     return wrapped
 

@@ -3,21 +3,21 @@
 ::
 
     AsynccbError
-    ├── ArgumentError            (ValueError)    refused before the first batch: what was given, what is
-    allowed │   └── HookRefused                          a callback's hook cannot be called as it stands ├──
-    ModelBusy                (RuntimeError)  the model is in another training ├── CallbackBusy
-    (RuntimeError)  the callback is in another training ├── SelfWait                 (RuntimeError)  a hook
-    waits for its own run ├── NotStarted               (RuntimeError)  the run is still queued ├── TornState
-    (RuntimeError)  the model raised inside a batch; its weights are half updated ├── ModelError
-    the model raised what cannot cross an ``await`` ├── CallbackError                            a beside-hook
-    raised, and its ``on_error`` is "raise" ├── RunCancelled                             somebody else
-    cancelled the run that you await ├── CheckpointWriteError     (OSError)       a file could not be written;
-    the old one is untouched └── FileRefused              (ValueError)    a file that is damaged or not safe
-    to load
+    ├── ArgumentError           (ValueError)    refused before the first batch: what was given and is allowed
+    │   └── HookRefused                         a callback's hook cannot be called as it stands
+    ├── ModelBusy               (RuntimeError)  the model is in another training
+    ├── CallbackBusy            (RuntimeError)  the callback is in another training
+    ├── SelfWait                (RuntimeError)  a hook waits for its own run
+    ├── NotStarted              (RuntimeError)  the run is still queued
+    ├── TornState               (RuntimeError)  the model raised inside a batch: half updated weights
+    ├── ModelError                              the model raised what cannot cross an ``await``
+    ├── CallbackError                           a beside-hook raised, and its ``on_error`` is "raise"
+    ├── RunCancelled                            somebody else cancelled the run that you await
+    ├── CheckpointWriteError    (OSError)       a file could not be written; the old one is untouched
+    └── FileRefused             (ValueError)    a file that is damaged or not safe to load
 
 The model's own exception is never wrapped, ModelError's three kinds apart: ``fit`` raises it as it is. All of
-these
-pickle, so that they can cross processes: each is rebuilt from the arguments of its constructor.
+these pickle, so that they can cross processes: each is rebuilt from the arguments of its constructor.
 """
 
 from __future__ import annotations
@@ -103,6 +103,15 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return "Known: " + ", ".join(names)
 
 
+def said(error: BaseException) -> str:
+    """``TypeName: message`` of any exception. A ``__str__`` that raises must not end the thread or the task
+    that tells of the error: the run would never end."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as unprintable:
+        return f"{type(error).__name__} (its text raised {type(unprintable).__name__})"
+
+
 class HookRefused(ArgumentError):
     """A hook of a callback has the wrong signature, mixes ``def`` and ``async def``, or is an async
     generator."""
@@ -157,7 +166,7 @@ class CallbackError(AsynccbError):
 
     def __str__(self) -> str:
         at = "" if self.epoch is None else f" of epoch {self.epoch}"
-        cause = "" if self.__cause__ is None else f": {type(self.__cause__).__name__}: {self.__cause__}"
+        cause = "" if self.__cause__ is None else f": {said(self.__cause__)}"
         return f"{self.callback}.{self.hook}{at} raised{cause}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -168,8 +177,7 @@ class RunCancelled(AsynccbError):
     """The awaited run was cancelled, though not this task.
 
     An Exception and not a CancelledError: a task that only watches a run must not vanish silently because
-        another
-    handler cancelled the training.
+    another handler cancelled the training.
 
     Attributes:
         reason: the words given to ``run.cancel(reason)``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from asynccb.errors import CallbackError, Failure
+from asynccb.errors import CallbackError, Failure, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,12 +59,11 @@ class Failures:
             failure.consumer.mute()
         if first:
             logger.warning(
-                "%s: %s.%s raised %s: %s (on_error=%r)",
+                "%s: %s.%s raised %s (on_error=%r)",
                 self._name,
                 name,
                 failure.hook,
-                type(failure.error).__name__,
-                failure.error,
+                said(failure.error),
                 policy,
             )
 

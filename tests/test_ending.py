@@ -651,3 +651,52 @@ def test_closing_errors_make_a_completed_outcome_fail_and_leave_a_cancelled_one_
     assert errors[0].__notes__ == ["Also: OSError: b"]
     cancelled = Outcome("cancelled", "words", None, None, WAYS["cancelled"])
     assert cancelled == cancelled.with_closing_errors([KeyError("a")])
+
+
+# ---------------------------------------------------------------- exceptions that cannot be told
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Frozen(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"cannot assign to field {name!r}")
+
+
+@pytest.mark.asyncio
+async def test_an_exception_without_a_text_is_raised_all_the_same() -> None:
+    error = Unprintable()
+    trainer = Trainer(ScriptedModel(raises={0: error}))
+
+    async with asyncio.timeout(5):
+        with pytest.raises(Unprintable) as raised:
+            await trainer.fit(X, batch_size=1, verbose=0)
+
+    assert raised.value is error
+    assert trainer.last_run is not None
+    assert trainer.last_run.reason == "Unprintable (its text raised ValueError)"
+
+
+@pytest.mark.asyncio
+async def test_a_beside_hook_that_raises_one_without_a_text_fails_the_run() -> None:
+    class Raises(Callback):
+        async def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise Unprintable
+
+    async with asyncio.timeout(5):
+        with pytest.raises(CallbackError) as raised:
+            await Trainer(ScriptedModel()).fit(X, batch_size=1, verbose=0, callbacks=[Raises()])
+
+    told = "Raises.on_epoch_end of epoch 0 raised: Unprintable (its text raised ValueError)"
+    assert told == str(raised.value)
+
+
+def test_an_exception_that_takes_no_notes_goes_without() -> None:
+    error = Frozen("mine")
+
+    note_all(error, [ValueError("another")])
+
+    assert not hasattr(error, "__notes__")
