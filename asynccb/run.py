@@ -480,11 +480,20 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         self._wakeup.close()
+        if self._driver.ident is None:
+            self._close_unused()
         self._ended.set()
         self._readers.close(self._dispatcher.taken)
         if outcome.kind == "failed" and not self._awaiting:
             # As text: the exception's traceback would hold the run and all its arrays.
             logger.error("%s failed and nobody awaits it: %s", self.name, outcome.reason)
+
+    def _close_unused(self) -> None:
+        """No thread ever ran: what it and consumers that never started would have closed on their way out is
+        closed here, else a ``snapshot()`` or ``flush()`` would wait for them for ever."""
+        self._control.leave()
+        for consumer in self._consumers:
+            consumer.leave_behind()
 
     def _fix(self, outcome: Outcome) -> History:
         self._outcome = outcome

@@ -143,6 +143,20 @@ async def test_cancelled_while_queued_it_runs_no_hook() -> None:
 
 
 @pytest.mark.asyncio
+async def test_cancelled_while_queued_it_still_answers_flush_and_snapshot() -> None:
+    run = start(ScriptedModel(), Recorder())
+    run.cancel()
+    early = asyncio.create_task(run.flush())
+    with pytest.raises(RunCancelled):
+        await run
+
+    async with asyncio.timeout(5):
+        await early
+        await run.flush()
+        assert (await run.snapshot()).step == 0
+
+
+@pytest.mark.asyncio
 async def test_stop_looks_after_a_batch_and_before_an_epoch_never_between() -> None:
     class StopsAtEpoch(Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
