@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
 
+    from asynccb.bus.delivery import HookFailure
     from asynccb.bus.mailbox import MailboxStatistics
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
@@ -158,7 +159,7 @@ class Run:
                 subscriber.name,
                 subscriber.mailbox,
                 subscriber.beside,
-                failed=functools.partial(self._failures.beside, policy=subscriber.callback.on_error),
+                failed=functools.partial(self._beside_failed, subscriber),
                 moved=self._moved,
                 cancelled=self.cancel,
                 closing=frozenset({"on_exception", program.closing.hook}),
@@ -501,6 +502,11 @@ class Run:
         self.history.reason = outcome.reason
         self._failures.publish()
         return self.history
+
+    def _beside_failed(self, subscriber: Subscriber, failure: HookFailure) -> None:
+        self._failures.beside(failure, subscriber.callback.on_error)
+        if failure.consumer.muted:
+            self._dispatcher.mute(subscriber)
 
     def _fix_on_thread(self, outcome: Outcome) -> History:
         # A thread that was given up as stuck has no say any more when it comes back.

@@ -65,6 +65,7 @@ class Subscriber:
         self.mailbox = mailbox
         self.lockstep = lockstep
         self.begun = False
+        self.muted = False
         self.closing_hooks: set[str] = set()
         """The closing hooks that were called inline."""
 
@@ -164,6 +165,17 @@ class Dispatcher:
         """Answers the present table; ``use`` is given every later one, so that the hot path need not ask."""
         self._use = use
         return self.emit
+
+    def mute(self, subscriber: Subscriber) -> None:
+        """The callback was disabled: from now on its closing hooks are called and no other. Called on the
+        loop."""
+        subscriber.muted = True
+        for name, hooks in self._inline.items():
+            own = subscriber.inline.get(name)
+            for at, hook in enumerate(hooks):
+                # In its place: the training thread may be going through this very list.
+                if own is not None and (own is hook or own is getattr(hook, "hook", None)):
+                    hooks[at] = _nothing
 
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
@@ -344,7 +356,8 @@ class Dispatcher:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
                     subscriber.begun = True
-                later = self._call_inline(subscriber, hook_name, fields, later)
+                if not subscriber.muted:
+                    later = self._call_inline(subscriber, hook_name, fields, later)
         finally:
             self._end_inline(hook_name, later)
 
@@ -450,3 +463,7 @@ def _arguments(hook_name: str, fields: tuple[Any, ...]) -> tuple[tuple[Any, ...]
     if hook_name in ("on_epoch_begin", "on_epoch_end"):
         return fields[:2], fields[0]
     return fields[-1:], None
+
+
+def _nothing(index: int, logs: dict[str, Any]) -> None:
+    """Stands where a muted callback had its hook."""

@@ -63,6 +63,7 @@ def read_hooks(callback: object) -> Hooks:
             "callbacks", callback, "instances of asynccb.Callback", "Derive the class from asynccb.Callback"
         )
     _check_settings(callback)
+    _check_setters(callback)
     inline: dict[str, Callable[..., Any]] = {}
     beside: dict[str, Callable[..., Any]] = {}
     for name in _ARGUMENTS:
@@ -88,6 +89,17 @@ def _check_settings(callback: Callback) -> None:
     size = callback.mailbox_size
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ArgumentError(f"{where}.mailbox_size", size, "a whole number from 1 on")
+
+
+def _check_setters(callback: Callback) -> None:
+    for name, given in {"set_model": "model", "set_params": "params"}.items():
+        if _is_async(getattr(callback, name)):
+            raise HookRefused(
+                f"{type(callback).__name__}.{name}",
+                in_words(f"async def {name}"),
+                "it is called before the training and nobody awaits it",
+                f"Write `def {name}(self, {given})`, and what takes time as `async def on_train_begin`",
+            )
 
 
 def _overrides(callback: Callback, name: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from asynccb.bus import inline
 from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
-from asynccb.bus.inline import as_coroutine
+from asynccb.bus.inline import Timed, as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
 from asynccb.bus.readers import Readers
 from asynccb.callbacks.base import Callback
@@ -480,6 +480,45 @@ def test_a_silenced_dispatcher_reaches_no_hook_any_more() -> None:
     old.epoch_end(0, Logs(), 0)
     assert bench.dispatcher.emit.batch_end is None
     assert (seen, bench.box(1)) == ([], [])
+
+
+class Ends(Inline):
+    def on_train_end(self, logs: Any = None) -> Any:
+        self.seen.append((self.name, "end"))
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_muted_callback_gets_its_closing_hooks_inline_and_no_other(timed: bool) -> None:
+    seen: list[Any] = []
+    bench = Bench(Ends("a", seen), Ends("muted", seen), Ends("c", seen))
+    bench.dispatcher.begin(TrainBegin, 0)
+    emit = bench.dispatcher.emit
+    if timed:
+        hooks = bench.dispatcher._inline["on_train_batch_end"]
+        hooks[:] = [Timed(hook) for hook in hooks]
+    bench.dispatcher.mute(bench.subscribers[1])
+    emit.batch_end(0, Logs(), 0, 0)
+    emit.epoch_end(0, Logs(), 0)
+    bench.dispatcher.close(TrainEnd, 0, Logs())
+    names = [name for name, *_ in seen]
+    assert names == ["a", "c", "a", "c", "a", "muted", "c"]
+
+
+def test_a_hook_may_be_muted_while_it_runs() -> None:
+    class Late(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> Any:
+            bench.dispatcher.mute(bench.subscribers[0])
+            return self.later()
+
+        async def later(self) -> None: ...
+
+    seen: list[Any] = []
+    bench = Bench(Late(), Inline("next", seen))
+    for index in range(2):
+        bench.dispatcher.emit.batch_end(index, Logs(), 0, index)
+    assert [batch for _, batch, _ in seen] == [0, 1]
+    assert bench.waiting(0) == ["(on_train_batch_end)"]
+    bench.close()
 
 
 # ---------------------------------------------------------------- snapshots of inline hooks

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asynccb import Callback, CallbackBusy, Trainer
+from asynccb import Callback, CallbackBusy, HookRefused, Trainer
+from asynccb.callbacks.hooks import read_hooks
 from asynccb.testing import ScriptedModel
 
 HOOKS = {
@@ -158,3 +159,48 @@ async def test_async_set_up_is_done_before_the_first_batch_however_quick_the_thr
         other = SetsUp()
         await Trainer(ScriptedModel()).fit(X, callbacks=[Looks(other), other], verbose=0)
     assert early == []
+
+
+@pytest.mark.asyncio
+async def test_a_disabled_callback_gets_no_inline_hook_either_until_the_end() -> None:
+    class Breaks(Callback):
+        on_error = "disable"
+        lockstep = True
+
+        def __init__(self) -> None:
+            self.seen: list[Any] = []
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> Any:
+            self.seen.append(epoch)
+            return self.later(epoch)
+
+        async def later(self, epoch: int) -> None:
+            if epoch == 1:
+                raise OSError("disk full")
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.seen.append("batch")
+
+        def on_test_end(self, logs: Any = None) -> None:
+            self.seen.append("test")
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.seen.append("end")
+
+    callback = Breaks()
+    history = await Trainer(ScriptedModel()).fit(
+        X, epochs=4, validation_data=(X, None), callbacks=callback, verbose=0
+    )
+    assert callback.seen == ["batch", "test", 0, "batch", "test", 1, "end"]
+    assert (history.outcome, len(history.failures)) == ("completed", 1)
+
+
+@pytest.mark.parametrize("setter", ["set_model", "set_params"])
+def test_a_setter_that_nobody_would_await_is_refused(setter: str) -> None:
+    async def never(self: Any, given: Any) -> None: ...
+
+    callback = type("Mine", (Callback,), {setter: never})()
+    with pytest.raises(
+        HookRefused, match=rf"Mine.{setter}=async def {setter}: it is called before the training"
+    ):
+        read_hooks(callback)
