@@ -5,12 +5,14 @@ A model joins by a line in MODELS: a name and how to make one, with data that it
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from asynccb import ArgumentError, Trainer
+from asynccb import ArgumentError, Callback, Trainer
 from asynccb.models import Activation, BatchNormalization, Dense, Dropout, Sequential, adapt
 from asynccb.protocols import Batch, Model, ModelState
 from asynccb.testing import ScriptedModel
@@ -84,6 +86,32 @@ def test_it_is_a_model_and_shows_the_object_that_the_user_gave(subject: Subject)
     model = adapt(given)
     assert isinstance(model, Model)
     assert model.user_model is given
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Model) if not name.startswith("_")])
+def test_its_methods_take_exactly_what_the_protocol_says(model: Model, name: str) -> None:
+    wanted = inspect.getattr_static(Model, name)
+    if isinstance(wanted, property):
+        assert hasattr(model, name)
+        return
+    asked = [*inspect.signature(wanted).parameters.values()][1:]
+    given = inspect.signature(getattr(model, name)).parameters.values()
+    assert [(p.name, p.kind, p.default) for p in asked] == [(p.name, p.kind, p.default) for p in given]
+
+
+def test_a_model_of_the_protocol_is_driven_as_it_is(model: Model) -> None:
+    assert adapt(model) is model
+
+
+def test_its_stop_flag_can_be_set_and_read(model: Model) -> None:
+    model.user_model.stop_training = True
+    assert model.user_model.stop_training is True
+
+
+def test_its_logs_go_through_json_as_they_are(subject: Subject, model: Model) -> None:
+    for step in (model.train_batch, model.test_batch):
+        logs = dict(step(batch(subject)))
+        assert json.loads(json.dumps(logs)) == logs
 
 
 def test_a_batch_gives_its_logs_with_the_loss_first(subject: Subject, model: Model) -> None:
@@ -234,6 +262,14 @@ def test_it_is_ready_and_takes_its_own_data(subject: Subject, model: Model) -> N
     model.check_data(subject.x, subject.y, np.ones(len(subject.x)), name="validation_data")
 
 
+def test_a_question_changes_nothing(subject: Subject, model: Model) -> None:
+    before = numbers(model.capture())
+    model.check_ready(training=True)
+    model.check_data(subject.x, subject.y, None)
+    model.direction("loss")
+    assert_same(before, numbers(model.capture()))
+
+
 def test_sample_weights_are_accepted(subject: Subject, model: Model) -> None:
     weighted = batch(subject)._replace(sample_weight=np.array([1.0, 0.0, 2.0, 0.5]))
     assert np.isfinite(model.train_batch(weighted)["loss"])
@@ -275,6 +311,20 @@ async def test_a_copy_taken_in_a_training_is_of_that_batch(subject: Subject) -> 
     snapshot = await run.snapshot()
     assert snapshot.step == 3
     assert_same(numbers(adapt(snapshot.to_model()).capture()), dict(snapshot.arrays))
+
+
+@pytest.mark.asyncio
+async def test_an_inline_hook_may_copy_it_between_two_batches(subject: Subject) -> None:
+    class Copies(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            with self.snapshot() as taken:
+                copies.append({name: array.tobytes() for name, array in taken.arrays.items()})
+
+    copies: list[dict[str, bytes]] = []
+    given = subject.make()
+    await Trainer(given).fit(subject.x, subject.y, batch_size=4, verbose=0, callbacks=Copies())
+    assert len({tuple(copy.values()) for copy in copies}) == 3
+    assert copies[-1] == {name: array.tobytes() for name, array in adapt(given).capture().arrays.items()}
 
 
 def test_what_cannot_train_is_no_model() -> None:
