@@ -88,12 +88,11 @@ class Driver:
     def __call__(self) -> None:
         """The body of the thread. Raises nothing: the outcome is a value."""
         self.ident = threading.get_ident()
-        mark_training(self._model.user_model, self.ident)
-        self.outcome = outcome = self._train()
-        history = self._fixed(outcome)
-        outcome = self._close(outcome, history)
-        self._control.leave()
-        mark_training(self._model.user_model, None)
+        try:
+            outcome = self._open_and_close()
+        except BaseException as error:  # around the story, not in it: else nobody would hear of the end
+            self._control.leave()
+            outcome = of_error(error)
         self._left(outcome)
 
     def capture(self) -> Snapshot:
@@ -102,6 +101,15 @@ class Driver:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
         self.copies += 1
         return Snapshot(self._model.capture(), self.step, self.epoch)
+
+    def _open_and_close(self) -> Outcome:
+        mark_training(self._model.user_model, self.ident)
+        self.outcome = outcome = self._train()
+        history = self._fixed(outcome)
+        outcome = self._close(outcome, history)
+        self._control.leave()
+        mark_training(self._model.user_model, None)
+        return outcome
 
     def _train(self) -> Outcome:
         try:

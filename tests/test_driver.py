@@ -456,3 +456,23 @@ async def test_a_copy_in_a_hook_on_the_loop_is_refused_and_points_to_the_right_o
     assert "await self.run.snapshot()" in said
     with pytest.raises(RuntimeError, match="serves no run"):
         Copies().snapshot()
+
+
+# ---------------------------------------------------------------- what goes wrong around the loop
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_refuses_its_mark_on_the_thread_fails_the_run_and_does_not_hang_it() -> None:
+    class Refuses(ScriptedModel):
+        @property
+        def training_thread(self) -> int | None:
+            return None
+
+        @training_thread.setter
+        def training_thread(self, thread: int | None) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                raise TypeError("read only")
+
+    async with asyncio.timeout(5):
+        with pytest.raises(TypeError, match="read only"):
+            await start(Refuses())
