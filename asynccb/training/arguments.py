@@ -277,7 +277,7 @@ def every(frequency: Any, epochs: int) -> Collection[int]:
 
 
 def _check_split(split: Any, data: Data) -> float:
-    if not isinstance(split, (int, float)) or not 0 <= split < 1:
+    if not isinstance(split, (int, float, np.floating)) or not 0 <= split < 1:
         raise ArgumentError("validation_split", split, "a number from 0 up to, not including, 1")
     if split and data.kind != "arrays":
         raise ArgumentError(

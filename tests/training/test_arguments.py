@@ -367,3 +367,12 @@ def test_the_data_itself_is_not_touched() -> None:
     assert data.x is x
     assert data.y is y
     assert (weights == 1).all()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+async def test_a_split_may_be_a_number_of_numpy_too(kind: Any) -> None:
+    history = await Trainer(ScriptedModel()).fit(
+        np.zeros((4, 1)), validation_split=kind(0.25), batch_size=1, verbose=0
+    )
+    assert history.history["val_loss"] == [3.0]
