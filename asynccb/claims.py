@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asynccb.errors import CallbackBusy, ModelBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Claim"]
 
@@ -48,14 +48,22 @@ class Claim:
             self._holds += held
             return held
 
-    def let_go(self) -> None:
-        """Called once by the thread, once by the supervisor, and once for each hold; the last one frees."""
+    def let_go(self, clean_up: Callable[[], None] | None = None) -> None:
+        """Called once by the thread, once by the supervisor, and once for each hold; the last one frees.
+
+        Args:
+            clean_up: called by the last one, before the claim falls: nobody else can have the objects yet.
+        """
         with _lock:
             self._holds -= 1
-            if self._holds == 0:
-                for held in self._objects:
-                    _holders.pop(id(held), None)
-                self._objects.clear()
+            if self._holds:
+                return
+        if clean_up is not None:
+            clean_up()
+        with _lock:
+            for held in self._objects:
+                _holders.pop(id(held), None)
+            self._objects.clear()
 
     @property
     def freed(self) -> bool:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver"]
 
-NO_THREAD = -1
-
 
 class Driver:
     """The host of the loop, and the body of the training thread.
@@ -72,8 +70,8 @@ class Driver:
         self.skip = dispatcher.skip
         self.safe_point = control.safe_point
         self.stopped = control.stopped
-        control.capture = self.capture
         control.flagged = _stop_flag(model.user_model)
+        control.capture = self.capture
 
     # The host -----------------------------------------------------------------------------------------------
 
@@ -143,6 +141,8 @@ def _stop_flag(user_model: Any) -> Callable[[], bool]:
     """Resets ``model.stop_training`` and answers how to read it."""
     try:
         user_model.stop_training = False
-    except AttributeError:  # __slots__: such a model has no door for callbacks; run.stop is open all the same
+    except (
+        Exception
+    ):  # it has no such door for callbacks, whatever way it says so; run.stop is open all the same
         return lambda: False
     return lambda: user_model.stop_training

@@ -67,6 +67,13 @@ class Failures:
                 policy,
             )
 
+    def died(self, name: str, error: BaseException) -> None:
+        """The delivery of a callback ended by itself, though no hook raised."""
+        fatal = CallbackError(name, "the delivery of its events", None, self._history)
+        fatal.__cause__ = error
+        self._raised.append((-1, fatal))
+        self._fail(fatal)
+
     def publish(self) -> None:
         """Writes what is known into the History, which forgets when a training begins."""
         self._history.failures = list(self._first.values())

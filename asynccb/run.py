@@ -163,6 +163,7 @@ class Run:
                 moved=self._moved,
                 cancelled=self.cancel,
                 closing=frozenset({"on_exception", program.closing.hook}),
+                died=functools.partial(self._failures.died, subscriber.name),
             )
             for subscriber in subscribers
         ]
@@ -344,9 +345,7 @@ class Run:
         Args:
             since: the ``seq`` of the first event wanted; None: from now on.
         """
-        return self._readers.open(
-            since, self._dispatcher.taken, lambda: self._refuse_inside("the run's events")
-        )
+        return self._dispatcher.stream(since, lambda: self._refuse_inside("the run's events"))
 
     def __aiter__(self) -> EventStream:
         return self.events()
@@ -451,7 +450,13 @@ class Run:
 
     async def _live(self) -> None:
         try:
-            outcome = await self._supervisor.run()
+            try:
+                outcome = await self._supervisor.run()
+            except Exception as error:
+                # A defect of ours; nobody shall wait for ever because of it.
+                outcome = of_error(error)
+                self._control.interrupt_with("failed", outcome.reason, error)
+                self._supervisor.abandon_all()
             self._end(outcome)
         finally:
             if self._driver.ident is None:  # no thread ever started
@@ -478,13 +483,15 @@ class Run:
         elif errors:
             note_all(outcome.exception, list(errors))
         self._fix(outcome)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._wakeup.close()
-        if self._driver.ident is None:
-            self._close_unused()
-        self._ended.set()
-        self._readers.close(self._dispatcher.taken)
+        try:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._wakeup.close()
+            if self._driver.ident is None:
+                self._close_unused()
+        finally:
+            self._ended.set()
+            self._readers.close()
         if outcome.kind == "failed" and not self._awaiting:
             # As text: the exception's traceback would hold the run and all its arrays.
             logger.error("%s failed and nobody awaits it: %s", self.name, outcome.reason)
@@ -520,6 +527,9 @@ class Run:
         # Before the loop is told: whoever awaits the run may start the next one on this model at once.
         self._free()
         if stuck:
+            for consumer in self._consumers:
+                if consumer.mailbox.closed:  # what the last hook of this thread handed over
+                    _discard(consumer.mailbox)
             return
         try:
             self._loop.call_soon_threadsafe(self._supervisor.thread_left, outcome)
@@ -536,12 +546,13 @@ class Run:
             self._free()
 
     def _free(self) -> None:
-        self._claim.let_go()
-        if self._claim.freed:
-            mark_training(self._model.user_model, None)
-            for callback in self._open_callbacks:
-                callback.run = None
-            self._open_callbacks = set()
+        self._claim.let_go(self._clean_up)
+
+    def _clean_up(self) -> None:
+        mark_training(self._model.user_model, None)
+        for callback in self._open_callbacks:
+            callback.run = None
+        self._open_callbacks = set()
 
     def _equip(self, params: dict[str, Any]) -> None:
         for callback, _ in self._callbacks:

@@ -99,6 +99,14 @@ class Supervisor:
             self.outcome = outcome
         self._news.set()
 
+    def abandon_all(self) -> None:
+        """Ends whatever is still there, at once: the supervisor itself has failed."""
+        for consumer in self._consumers:
+            if not consumer.ended:
+                consumer.abandon(time.monotonic())
+        for task in self._feeding:
+            task.cancel()
+
     # Its life -----------------------------------------------------------------------------------------------
 
     async def run(self) -> Outcome:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from asynccb import Callback, History, ModelError, Run, RunCancelled, SelfWait, Trainer
+from asynccb import Callback, CallbackError, History, ModelError, Run, RunCancelled, SelfWait, Trainer
 from asynccb.run import live_runs
 from asynccb.testing import Recorder, ScriptedModel, settle
 from asynccb.training.control import Limits
@@ -841,3 +841,76 @@ async def test_settle_does_not_wait_for_a_hook_that_waits() -> None:
     assert (run.state, run.settled) == ("closing", True)
     let_go.set()
     await run
+
+
+# ---------------------------------------------------------------- when the machinery itself breaks
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_delivery_that_dies_fails_the_run_and_is_never_a_silent_end(waits: bool) -> None:
+    class Broken(Callback):
+        lockstep = waits
+
+        async def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise ValueError("the hook")
+
+    class Reading(Broken):
+        reads = 0
+
+        @property
+        def on_error(self) -> str:  # type: ignore[override]
+            Reading.reads += 1
+            if Reading.reads > 1:  # the check at start may read it
+                raise RuntimeError("the policy")
+            return "raise"
+
+    with pytest.raises(CallbackError) as caught:
+        await Trainer(ScriptedModel()).fit(
+            np.zeros((2, 1)), batch_size=1, epochs=500, verbose=0, callbacks=Reading()
+        )
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.asyncio
+async def test_a_stop_flag_set_while_the_thread_waits_for_data_is_seen() -> None:
+    waits = asyncio.Event()
+
+    async def silent() -> Any:
+        yield np.zeros((1, 1))
+        waits.set()
+        await asyncio.Event().wait()
+
+    model = ScriptedModel()
+    run = Trainer(model).start(silent(), verbose=0)
+    await waits.wait()
+    model.stop_training = True
+    history = await run
+    assert (history.outcome, model.steps) == ("stopped", 1)
+
+
+@pytest.mark.asyncio
+async def test_a_cancel_does_not_take_the_place_of_what_an_inline_hook_raised() -> None:
+    begun = asyncio.Event()
+
+    class Slow(Callback):
+        lockstep = True
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> Any:
+            return self.later()
+
+        async def later(self) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+    class Raising(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            raise KeyError("mine")
+
+    trainer = Trainer(ScriptedModel())
+    trainer._limits = Limits(grace=0.05, last_words=0.05)
+    run = trainer.start(np.zeros((1, 1)), verbose=0, callbacks=[Slow(), Raising()])
+    await begun.wait()
+    run.cancel()
+    with pytest.raises(KeyError, match="mine"):
+        await run

@@ -62,6 +62,7 @@ class Consumer:
         cancelled: called when somebody outside cancels this task, as ``asyncio.run`` does when its main
             function returns.
         closing: the hooks that a muted callback still gets.
+        died: told what ended the task, if it was not a hook.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Consumer:
         moved: Callable[[], None],
         cancelled: Callable[[str], None],
         closing: frozenset[str] = frozenset({"on_exception", "on_train_end"}),
+        died: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.name = name
         self.mailbox = mailbox
@@ -86,6 +88,7 @@ class Consumer:
         self._moved = moved
         self._cancelled = cancelled
         self._closing = closing
+        self._died = died
         self._bell: asyncio.Future[None] | None = None
         self._closed = False
         self._abandoned = False
@@ -161,6 +164,14 @@ class Consumer:
                     if self._abandoned:
                         return
                     self._absorb_cancel()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A defect of ours, or an `on_error` that raises when it is read. Ended silently, this task would
+            # leave a training that completes without the callback, or that waits for it for ever.
+            if self._died is None:
+                raise
+            self._died(error)
         finally:
             self.ended = self.mailbox.idle = self.mailbox.closed = True
             self.mailbox.discard_all()

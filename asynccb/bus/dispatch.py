@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asynccb.bus.mailbox import Entry
-    from asynccb.bus.readers import Readers
+    from asynccb.bus.readers import EventStream, Readers
     from asynccb.bus.wakeup import Wakeup
     from asynccb.training.control import Control
 
@@ -146,6 +146,8 @@ class Dispatcher:
             kind.hook: [s.inline[kind.hook] for s in subscribers if kind.hook in s.inline]
             for kind in _BATCH_KINDS.values()
         }
+        # By identity, and kept beside the lists: `silence` empties these under the feet of a stuck thread.
+        self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
         self._clock = SlowHooks()
         self._silent = False
         self._opening = ""
@@ -176,6 +178,12 @@ class Dispatcher:
                 # In its place: the training thread may be going through this very list.
                 if own is not None and (own is hook or own is getattr(hook, "hook", None)):
                     hooks[at] = _nothing
+
+    def stream(self, since: int | None, allowed: Callable[[], None]) -> EventStream:
+        """Opens an event stream. Under the lock of the numbers: else an event that is numbered and not yet in
+        the ring would look lost."""
+        with self._numbering:
+            return self._readers.open(since, self.taken, allowed)
 
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
@@ -240,6 +248,9 @@ class Dispatcher:
                         later = keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
             except BaseException as error:
                 self._failed(InlineFailure(self._owner(hook, hook_name), hook_name, self.taken, epoch, error))
+                if later is not None:
+                    self._post_later(later, hook_name, wait=False)
+                    later = None
                 raise
             finally:
                 if later is not None:
@@ -358,8 +369,10 @@ class Dispatcher:
                     subscriber.begun = True
                 if not subscriber.muted:
                     later = self._call_inline(subscriber, hook_name, fields, later)
-        finally:
-            self._end_inline(hook_name, later)
+        except BaseException:
+            self._end_inline(hook_name, later, wait=False)
+            raise
+        self._end_inline(hook_name, later)
 
     def _call_inline(
         self,
@@ -382,10 +395,12 @@ class Dispatcher:
             self._failed(InlineFailure(subscriber, hook_name, self.taken, epoch, error))
             raise
 
-    def _end_inline(self, hook_name: str, later: list[tuple[Subscriber, Entry]] | None) -> None:
+    def _end_inline(
+        self, hook_name: str, later: list[tuple[Subscriber, Entry]] | None, *, wait: bool = True
+    ) -> None:
         self.snapshots.forget()
         if later is not None:
-            self._post_later(later, hook_name)
+            self._post_later(later, hook_name, wait=wait)
 
     def _publish(self, kind: type[Any], fields: tuple[Any, ...]) -> int:
         """Builds the event for the ring. Number and ring under one lock: the thread and the loop both number
@@ -424,16 +439,26 @@ class Dispatcher:
         work = Work(coroutine, hook_name, self.snapshots.of(subscriber.callback))
         return [*(later or ()), (subscriber, (WORK, work, None, self.taken, epoch))]
 
-    def _post_later(self, later: list[tuple[Subscriber, Entry]], hook_name: str) -> None:
-        """Hands over what the inline hooks of one event returned, after all of them have run."""
+    def _post_later(
+        self, later: list[tuple[Subscriber, Entry]], hook_name: str, *, wait: bool = True
+    ) -> None:
+        """Hands over what the inline hooks of one event returned, after all of them have run.
+
+        Args:
+            wait: False while an exception of a hook is on its way, which an Interrupt would replace.
+        """
         for subscriber, entry in later:
-            self._append(subscriber.mailbox, entry)
+            if wait or subscriber.mailbox.closed:
+                self._append(subscriber.mailbox, entry)
+            else:
+                subscriber.mailbox.queue.append(entry)
         self._wakeup.flush()
-        self._wait_lockstep([s for s, _ in later if s.lockstep], hook_name)
+        if wait:
+            self._wait_lockstep([s for s, _ in later if s.lockstep], hook_name)
 
     def _append(self, box: Mailbox, entry: Entry) -> None:
         box.queue.append(entry)
-        if len(box.queue) >= box.limit:
+        if len(box.queue) >= box.limit or box.closed:
             box.overflow(entry)
 
     def _wait_lockstep(self, subscribers: list[Subscriber], hook_name: str) -> None:
@@ -454,7 +479,7 @@ class Dispatcher:
 
     def _owner(self, hook: object, hook_name: str) -> Subscriber:
         hook = hook.hook if isinstance(hook, Timed) else hook
-        return next(s for s in self.subscribers if s.inline.get(hook_name) is hook)
+        return self._owners[hook_name, id(hook)]
 
 
 def _arguments(hook_name: str, fields: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:

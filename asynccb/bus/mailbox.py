@@ -160,7 +160,7 @@ class Mailbox:
         it waits."""
         # In this order: the consumer lowers `idle` before it takes, so an empty queue with `idle` up is
         # really done.
-        return not self.queue and self.idle
+        return self.closed or (not self.queue and self.idle)
 
     def put(self, entry: Entry) -> None:
         """Appends from the loop: a marker, or the news of a durable file. Never waits."""

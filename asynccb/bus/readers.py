@@ -35,7 +35,6 @@ class Readers:
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self.appended = 0
         self.closed = False
-        self.last_seq = -1
 
     @property
     def wanted(self) -> bool:
@@ -59,9 +58,8 @@ class Readers:
         self._changed()
         return stream
 
-    def close(self, taken: int) -> None:
+    def close(self) -> None:
         """The run is over: streams end when they have read what is there."""
-        self.last_seq = taken - 1
         self.closed = True
         self.wake()
 

@@ -242,7 +242,7 @@ class Control:
                     if predicate():
                         return True
                     self._raise_interrupt()
-                    if stop_ends and self.stop_reason is not None:
+                    if stop_ends and (self.stop_reason is not None or self.flagged()):
                         return False
                     if not self._requests:
                         self._changed.wait(self.limits.poll)

@@ -93,6 +93,9 @@ class AsyncFeed:
                 else:
                     empty = False
                     self._put(item)
+        except GeneratorExit:  # the loop is gone, and with it everybody who could close the source
+            iterator = None
+            raise
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():

@@ -44,7 +44,7 @@ class Ring:
         return self.readers.open(since, self.taken, allowed)
 
     def close(self) -> None:
-        self.readers.close(self.taken)
+        self.readers.close()
 
 
 async def read(stream: EventStream) -> list[Any]:
