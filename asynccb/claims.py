@@ -68,9 +68,3 @@ class Claim:
     @property
     def freed(self) -> bool:
         return self._holds == 0
-
-
-def holder_of(model: Any) -> str | None:
-    """The name of the run that has the model now."""
-    with _lock:
-        return _holders.get(id(model))

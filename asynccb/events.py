@@ -186,7 +186,11 @@ class TrainBegin(_Phase, Event):
 
 
 class TrainEnd(_Phase, Event):
-    """The last event of a training, on every way out."""
+    """The last hook of a training, on every way out.
+
+    A file that was still being written may be announced after this event, though to each callback before its
+    ``on_train_end``.
+    """
 
     __slots__ = ()
     hook = "on_train_end"

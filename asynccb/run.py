@@ -339,8 +339,7 @@ class Run:
         """The run's events as an async iterator that ends after the drain.
 
         A slow reader never slows the training: where events have left the ring (its size is ``replay`` of
-            ``start``), or were never built
-        because nobody wanted them, it gets a :class:`~asynccb.Gap`.
+        ``start``), or were never built because nobody wanted them, it gets a :class:`~asynccb.Gap`.
 
         Args:
             since: the ``seq`` of the first event wanted; None: from now on.

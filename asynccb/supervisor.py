@@ -2,9 +2,8 @@
 end.
 
 The consumers stand in a plain list and not in a TaskGroup: cancelled in its ``__aexit__``, a group drops all
-    its tasks without a
-drain, and an error while closing replaces the CancelledError by a group, so that ``asyncio.timeout`` around a
-training would give no TimeoutError.
+its tasks without a drain, and an error while closing replaces the CancelledError by a group, so that
+``asyncio.timeout`` around a training would give no TimeoutError.
 """
 
 from __future__ import annotations

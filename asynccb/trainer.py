@@ -92,10 +92,8 @@ class Trainer:
         """Trains the model and answers its History. Arguments and defaults are those of Keras' ``fit``.
 
         No batch runs on the event loop, and the loop is never blocked by this package. Cancelling the task
-        that awaits this cancels the
-        training: it ends after the batch under way, the callbacks' end hooks run, mailboxes drain for up to 5
-            s, and then the
-        cancellation goes on.
+        that awaits this cancels the training: it ends after the batch under way, the callbacks' end hooks
+        run, mailboxes drain for up to 5 s, and then the cancellation goes on.
 
         Args:
             x: array of shape (samples, ...), or a tuple, list or dict of arrays for several inputs; or an

@@ -18,14 +18,11 @@ flag; ``call_soon_threadsafe``, which writes to a socket and gives the interpret
 all that is appended until the loop comes.
 
 Order: a callback sees the events in the order in which they happened, none twice. Between callbacks nothing
-is promised,
-except that all inline hooks of an event have run before any awaitable of it starts.
+is promised, except that all inline hooks of an event have run before any awaitable of it starts.
 
 Loss: none with ``overflow = "wait"``; counted with the others. What a cancelled run could not deliver within
-its grace period
-is said when it ends.
+its grace period is said when it ends.
 
 Blocking: the training thread blocks only in ``control.wait``. The loop is held at most about a millisecond by
-consecutive hooks
-of one callback that never suspend.
+consecutive hooks of one callback that never suspend.
 """

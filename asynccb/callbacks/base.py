@@ -10,8 +10,7 @@ Three kinds of hook, told apart once, when a training starts:
     waits for it.
 ``def`` that returns a coroutine
     does both: it decides and captures inline (a path, "is it the best", ``self.snapshot()``), and hands the
-        slow half to
-    the event loop, which runs it in this callback's order::
+    slow half to the event loop, which runs it in this callback's order::
 
         def on_epoch_end(self, epoch, logs=None):
             return self._later(epoch, self.snapshot())

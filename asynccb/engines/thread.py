@@ -15,8 +15,8 @@ __all__ = ["ThreadEngine"]
 class ThreadEngine:
     """Runs each training in a thread of its own, in a copy of the caller's context.
 
-    The threads are daemons: a batch that never returns must not keep the interpreter alive, and a thread
-        cannot be killed.
+    The threads are daemons: a batch that never returns must not keep the interpreter alive, and a
+    thread cannot be killed.
     """
 
     def start(self, target: Callable[[], None], name: str) -> None:

@@ -1,8 +1,8 @@
 """Everything that can be refused before the first batch.
 
 Two steps: ``check_*`` looks at what is cheap to see, in the caller's frame; ``Data.feed`` converts and scans
-    the data on the training
-thread, before any hook is called, because that may take as long as the data is large.
+the data on the training thread, before any hook is called, because that may take as long as the data is
+large.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Consistent copies of a model in training.
 
 The copy is plain: it is made at a safe point, on the training thread, by the model's own ``capture``, and
-    owns its memory. All
-who ask at the same safe point share one copy, and each holds a handle of its own on it, so that nobody's
-``release`` takes the arrays from under another.
+owns its memory. All who ask at the same safe point share one copy, and each holds a handle of its own on it,
+so that nobody's ``release`` takes the arrays from under another.
 """
 
 from __future__ import annotations
