@@ -309,7 +309,7 @@ class _Terminal:
     def __init__(self, folder: Path, *command: str) -> None:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, 110))
-        # A terminal throws away what it has not yet shown when Ctrl-C is pressed. Here everything is to be read.
+        # A terminal throws away what it has not yet shown when Ctrl-C is pressed; here all is to be read.
         modes = termios.tcgetattr(slave)
         modes[3] |= termios.NOFLSH
         termios.tcsetattr(slave, termios.TCSANOW, modes)

@@ -315,7 +315,7 @@ def _refuse_one_shot(name: str, data: Data, passes: int, steps_name: str) -> Non
     if once:
         raise ArgumentError(
             name,
-            in_words(f"a {type(source).__name__}, which can be iterated once"),
+            in_words(f"{type(source).__name__}, which can be iterated once"),
             f"something that can be iterated for each of {passes} epochs",
             f"Give {steps_name}, or an object whose __iter__ (or __aiter__) starts anew",
         )

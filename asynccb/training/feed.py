@@ -156,6 +156,16 @@ def warn_ran_out(missing: int) -> None:
     )
 
 
+def warn_nothing_to_test() -> None:
+    """An evaluation had no batch, so that it has no means to give."""
+    warnings.warn(
+        "the data to validate or evaluate on gave no batch: there are no metrics of it. "
+        "Can it be iterated more than once?",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
 def refuse_empty(first_epoch: bool, *, said: bool) -> None:
     """A pass over the data gave no batch, and nobody stopped it.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.events import Logs
-from asynccb.training.feed import refuse_empty
+from asynccb.training.feed import refuse_empty, warn_nothing_to_test
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -132,10 +132,13 @@ def test_batches(model: Model, source: Source, host: Host, epoch: int) -> tuple[
         host.safe_point()
         if host.stopped():
             break
-    means = (
-        {name: total / seen for name, total in sums.items() if name not in ("batch", "size")} if seen else {}
-    )
-    return means, not host.stopped()
+    stopped = host.stopped()
+    if not seen:
+        if not stopped and not source.exhausted:
+            warn_nothing_to_test()
+        return {}, not stopped
+    means = {name: total / seen for name, total in sums.items() if name not in ("batch", "size")}
+    return means, not stopped
 
 
 def predict(model: Model, source: Source, host: Host) -> list[Any]:

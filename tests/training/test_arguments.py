@@ -120,12 +120,12 @@ WHOLE = "a whole number of at least"
         ),
         (
             {"x": generator(), "y": None, "epochs": 2},
-            "x=a generator, which can be iterated once: something that can be iterated for each of 2 epochs. "
+            "x=generator, which can be iterated once: something that can be iterated for each of 2 epochs. "
             "Give steps_per_epoch, or an object whose __iter__ (or __aiter__) starts anew",
         ),
         (
             {"validation_data": generator(), "epochs": 2},
-            "validation_data=a generator, which can be iterated once: something that can be iterated for "
+            "validation_data=generator, which can be iterated once: something that can be iterated for "
             "each of 2 epochs. Give validation_steps, or an object whose __iter__ (or __aiter__) starts anew",
         ),
     ],

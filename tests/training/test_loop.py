@@ -430,9 +430,10 @@ def test_an_evaluation_that_was_stopped_has_no_means_but_its_end() -> None:
     assert host.kinds.count("test_batch_end") == 1
 
 
-def test_an_evaluation_without_batches_has_no_means() -> None:
+def test_an_evaluation_without_batches_has_no_means_and_says_so() -> None:
     host = ListHost()
-    assert evaluate(model(), IterableFeed([], steps=None), host) == {}
+    with pytest.warns(UserWarning, match="gave no batch"):
+        assert evaluate(model(), IterableFeed([], steps=None), host) == {}
     assert host.story == [("test_begin", 0, {}), ("test_end", 0, {})]
 
 
@@ -536,3 +537,14 @@ async def test_nothing_to_train_is_a_begin_an_end_and_an_empty_history() -> None
     history = await fit(told, epochs=2, initial_epoch=2)
     assert told.told == [("train_begin", {}), ("train_end", {})]
     assert (history.epoch, history.history, history.outcome) == ([], {}, "completed")
+
+
+@pytest.mark.asyncio
+async def test_validation_data_without_a_batch_is_said_and_leaves_no_val_metrics() -> None:
+    class Empty:
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.warns(UserWarning, match="gave no batch"):
+        history = await Trainer(ScriptedModel()).fit(np.zeros((1, 1)), verbose=0, validation_data=Empty())
+    assert history.history == {"loss": [1.0]}

@@ -180,7 +180,7 @@ async def test_with_steps_passes_follow_each_other_within_an_epoch() -> None:
 async def test_a_one_shot_source_with_several_epochs_is_refused_before_the_first_batch() -> None:
     source = one_shot(4)
     message = (
-        "x=a async_generator, which can be iterated once: something that can be iterated for each of 2 epochs"
+        "x=async_generator, which can be iterated once: something that can be iterated for each of 2 epochs"
         r". Give steps_per_epoch, or an object whose __iter__ \(or __aiter__\) starts anew"
     )
     with pytest.raises(ArgumentError, match=message):
