@@ -44,8 +44,9 @@ from asynccb.testing import ScriptedModel
 
 class Stuck(ScriptedModel):
     def train_batch(self, batch):
-        print("stuck", flush=True)
-        threading.Event().wait()
+        while True:  # again and again: a print at the very moment at which the bar appears may be drawn over
+            print("stuck", flush=True)
+            threading.Event().wait(0.2)
 
 cli._model = lambda seed: Stuck()
 sys.exit(cli.main(["demo"]))
