@@ -420,7 +420,8 @@ class Dispatcher:
         entry: Entry = (CODES[kind.hook], first, second, number, epoch)
         for subscriber in wanted:
             self._append(subscriber.mailbox, entry)
-        self._wakeup.flush()
+        if wanted or self._readers.wanted:
+            self._wakeup.flush()
         self._wait_lockstep([s for s in wanted if s.lockstep], kind.hook)
         return entry
 
