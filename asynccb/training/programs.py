@@ -107,35 +107,10 @@ class Fit:
         return params
 
 
-class Evaluate:
-    opening = TestBegin
-    closing = TestEnd
+class _OnePass:
+    """What evaluate and predict share: one unshuffled pass over data, opened when the thread begins."""
 
-    def __init__(self, data: Data, seed: int) -> None:
-        self._data = data
-        self._seed = seed
-        self._source: Source | None = _async_feed(data)
-        self.validation_data: Any = None
-        self.result: dict[str, Any] = {}
-        self.closing_logs: dict[str, Any] = {}
-        self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
-
-    def prepare(self, model: Model) -> dict[str, Any]:
-        data = self._data.arrays(model, training=True)
-        self._source = self._source or data.feed(self._seed, shuffled=False)
-        return _plain_params(model, self._source)
-
-    def tell(self, model: Model, host: Host) -> bool:
-        assert self._source is not None
-        # The opening and the closing event are those of the evaluation itself.
-        self.closing_logs, whole = test_batches(model, self._source, host, NO_EPOCH)
-        self.result = self.closing_logs if whole else {}
-        return whole
-
-
-class Predict:
-    opening = PredictBegin
-    closing = PredictEnd
+    needs_targets: bool
 
     def __init__(self, data: Data, seed: int) -> None:
         self._data = data
@@ -147,9 +122,33 @@ class Predict:
         self.feeds = [self._source] if isinstance(self._source, AsyncFeed) else []
 
     def prepare(self, model: Model) -> dict[str, Any]:
-        data = self._data.arrays(model, training=False)
+        data = self._data.arrays(model, training=self.needs_targets)
         self._source = self._source or data.feed(self._seed, shuffled=False)
-        return _plain_params(model, self._source)
+        return {
+            "steps": self._source.steps,
+            "samples": self._source.samples,
+            "verbose": 0,
+            "metrics": list(model.metrics_names),
+        }
+
+
+class Evaluate(_OnePass):
+    opening = TestBegin
+    closing = TestEnd
+    needs_targets = True
+
+    def tell(self, model: Model, host: Host) -> bool:
+        assert self._source is not None
+        # The opening and the closing event are those of the evaluation itself.
+        self.closing_logs, whole = test_batches(model, self._source, host, NO_EPOCH)
+        self.result = self.closing_logs if whole else {}
+        return whole
+
+
+class Predict(_OnePass):
+    opening = PredictBegin
+    closing = PredictEnd
+    needs_targets = False
 
     def tell(self, model: Model, host: Host) -> bool:
         assert self._source is not None
@@ -167,12 +166,3 @@ def _as_given(data: Data) -> Any:
     if data.kind != "arrays":
         return data.x
     return (data.x, data.y) if data.sample_weight is None else (data.x, data.y, data.sample_weight)
-
-
-def _plain_params(model: Model, source: Source) -> dict[str, Any]:
-    return {
-        "steps": source.steps,
-        "samples": source.samples,
-        "verbose": 0,
-        "metrics": list(model.metrics_names),
-    }
