@@ -1,4 +1,4 @@
-"""The picture of DESIGN.md as a test: which room may import which, and what is done in one place only.
+"""The picture of the rooms as a test: which room may import which, and what is done in one place only.
 
 Nothing is imported here: the sources are read.
 """
