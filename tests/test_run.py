@@ -14,6 +14,8 @@ import pytest
 
 from asynccb import Callback, CallbackError, History, ModelError, Run, RunCancelled, SelfWait, Trainer
 from asynccb.run import live_runs
+from asynccb.storage.serial import SerialExecutor
+from asynccb.supervisor import Supervisor
 from asynccb.testing import Recorder, ScriptedModel, settle
 from asynccb.training.control import Limits
 
@@ -914,3 +916,51 @@ async def test_a_cancel_does_not_take_the_place_of_what_an_inline_hook_raised() 
     run.cancel()
     with pytest.raises(KeyError, match="mine"):
         await run
+
+
+@pytest.mark.asyncio
+async def test_a_defect_in_the_supervision_fails_the_run_and_lets_nobody_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(self: Supervisor) -> None:
+        raise LookupError("a defect of ours")
+
+    monkeypatch.setattr(Supervisor, "_drain", broken)
+    model, recorder = ScriptedModel(), Recorder()
+    with pytest.raises(LookupError, match="a defect of ours"):
+        await Trainer(model).fit(np.zeros((1, 1)), verbose=0, callbacks=recorder)
+    monkeypatch.undo()
+    assert live_runs() == []
+    await settle()
+    history = await Trainer(model).fit(np.zeros((1, 1)), verbose=0)  # the model is free again
+    assert history.outcome == "completed"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_batch_end"])
+async def test_what_a_stuck_inline_hook_returns_after_its_run_has_ended_is_closed(hook: str) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    made: list[Any] = []
+
+    class Stuck(Callback):
+        async def later(self) -> None: ...
+
+    def stuck(self: Stuck, index: int, logs: Any = None) -> Any:
+        inside.set()
+        go_on.wait(10)
+        made.append(self.later())
+        return made[0]
+
+    setattr(Stuck, hook, stuck)
+    trainer = Trainer(ScriptedModel())
+    trainer._limits = Limits(grace=0.05, last_words=0.05)
+    run = trainer.start(np.zeros((1, 1)), verbose=0, callbacks=Stuck())
+    await until(inside.is_set)
+    run.cancel()
+    with pytest.raises(RunCancelled):
+        await run
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == f"asynccb {run.name}":
+            await asyncio.get_running_loop().run_in_executor(SerialExecutor("joins"), thread.join, 5)
+    assert [coroutine.cr_frame for coroutine in made] == [None]
