@@ -31,9 +31,44 @@ class Batch(NamedTuple):
 
 
 class Gate(Protocol):
-    """Called by a model just before it overwrites its parameters; blocks until they may be overwritten."""
+    """What a model asks before it overwrites its state, because a copy of it may be under way beside the
+    training.
 
-    def __call__(self, tensors: Sequence[str] | None = None) -> None: ...
+    One object for a whole run. Segments are those of the model's :class:`LiveState`, in its order.
+    """
+
+    copying: bool
+    """False: no copy is under way and everything may be overwritten. A model may look here and spare itself
+    the calls; only the training thread makes it True, and never inside a batch."""
+
+    def __call__(self, segments: int | None = None) -> None:
+        """Returns when the first ``segments`` segments are copied (None: all of them), and copies some of
+        them itself where nobody has come to them yet."""
+
+    def keep(self, array: int, rows: np.ndarray[Any, Any]) -> None:
+        """Called in place of waiting, before a few rows (axis 0) of ``LiveState.arrays[array]`` are
+        overwritten: the copy gets these rows as they are now. Never blocks for long."""
+
+
+class LiveState(NamedTuple):
+    """What a model's state is made of, as it lies in memory now; the arrays are the live ones.
+
+    Attributes:
+        arrays: C-contiguous arrays. Always the same number in the same shapes while the model trains; whether
+            they are the same objects each time is the model's affair.
+        segments: (index of the array, start, stop) along axis 0, in the order in which an update overwrites
+            them. Together they cover every array once.
+        versions: for each array, a number that changes whenever its content may have changed; None: any batch
+            may change it. What kept its version is not copied again.
+        complete: makes the state from arrays of the same shapes, which then hold the copies. Called at the
+            moment of the copy, before they are filled: what is small (counters, random streams) it copies
+            itself, the arrays it only keeps.
+    """
+
+    arrays: Sequence[np.ndarray[Any, Any]]
+    segments: Sequence[tuple[int, int, int]]
+    versions: Sequence[int | None]
+    complete: Callable[[Sequence[np.ndarray[Any, Any]]], ModelState]
 
 
 class ModelState(Protocol):
@@ -95,7 +130,14 @@ class Model(Protocol):
     def predict_batch(self, batch: Batch) -> Any: ...
 
     def capture(self) -> ModelState:
-        """A consistent copy of weights and optimizer state; legal between two batches only."""
+        """A consistent copy of weights and optimizer state, made at once; legal between two batches only."""
+
+    def live(self) -> LiveState | None:
+        """What :meth:`capture` copies, so that it can be copied beside the next batch; legal between two
+        batches only. None: this model can only ``capture``, while the training waits.
+
+        A model that answers anything else asks the gate of ``train_batch`` before it overwrites any of it.
+        """
 
 
 class Source(Protocol):

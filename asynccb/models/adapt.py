@@ -11,7 +11,7 @@ from asynccb.protocols import Model
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from asynccb.protocols import Batch, Gate, ModelState
+    from asynccb.protocols import Batch, Gate, LiveState, ModelState
 
 _WANTED = "a model is a Sequential, or any object with train_batch(batch) -> dict of logs"
 
@@ -117,6 +117,11 @@ class BareModel:
         shown = "capture() -> an object with arrays, save(path) and to_model()"
         self.require("capture", self.has_capture, "for snapshots and checkpoints", shown)
         return cast("ModelState", self.user_model.capture())
+
+    def live(self) -> LiveState | None:
+        """The object's own answer; None where it has no ``live``."""
+        own = getattr(self.user_model, "live", None)
+        return cast("LiveState | None", own()) if callable(own) else None
 
     def _require_test(self) -> None:
         shown = "test_batch(batch) -> dict of logs"

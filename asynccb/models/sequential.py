@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
     from asynccb.models.optimizers import Optimizer
-    from asynccb.protocols import Batch, Gate
+    from asynccb.protocols import Batch, Gate, LiveState
 
     Shape = tuple[int, ...]
 
@@ -225,6 +225,10 @@ class Sequential(Stack):
             },
             rebuild=type(self)._from_state,
         )
+
+    def live(self) -> LiveState | None:
+        """What :meth:`capture` copies, as it lies in memory now."""
+        return None
 
     @classmethod
     def _from_state(cls, state: SequentialState) -> Sequential:
