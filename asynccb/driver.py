@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asynccb.protocols import Batch, Gate, Model, Source
     from asynccb.training.control import Control
     from asynccb.training.programs import Program
+    from asynccb.training.snapshot import Snapshots
 
 __all__ = ["Driver"]
 
@@ -32,6 +33,7 @@ class Driver:
         program: what is done with it.
         dispatcher: runs inline hooks and fills mailboxes.
         control: requests from the loop.
+        snapshots: makes the copies of the model.
         equip: gives each callback its run, params and data; called on the thread.
         fixed: told the outcome as soon as the loop is left, before the closing hooks.
         left: told the final outcome as the last thing.
@@ -43,6 +45,7 @@ class Driver:
         program: Program,
         dispatcher: Dispatcher,
         control: Control,
+        snapshots: Snapshots,
         *,
         equip: Callable[[dict[str, Any]], None],
         fixed: Callable[[Outcome], Any],
@@ -51,12 +54,12 @@ class Driver:
         self.epoch = 0
         self.step = 0
         self.logs: Mapping[str, Any] = {}
-        self.before_update: Gate | None = None
         self.ident: int | None = None
         self.outcome: Outcome | None = None
         """As it was when the thread left its loop."""
-        self.copies = 0
-        """Copies of the model made."""
+        self.snapshots = snapshots
+        # A model that is never copied beside the training need not ask.
+        self.before_update: Gate | None = snapshots.gate if getattr(model, "has_live", True) else None
         self._model = model
         self._program = program
         self._dispatcher = dispatcher
@@ -91,13 +94,22 @@ class Driver:
         except BaseException as error:  # around the story, not in it: else nobody would hear of the end
             self._control.leave()
             outcome = of_error(error)
+        # Before anybody else may have the model.
+        self.snapshots.close()
         self._left(outcome)
 
-    def capture(self) -> Snapshot:
-        """A copy of the model now; legal on this thread, outside of a batch."""
+    def capture(self, *, pooled: bool = False) -> Snapshot:
+        """A copy of the model now; legal on this thread, outside of a batch.
+
+        Args:
+            pooled: for a writer of ours, who releases it; the training waits for room in the pool.
+        """
         if self._control.torn:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
-        self.copies += 1
+        return self.snapshots.take(self.step, self.epoch, pooled=pooled)
+
+    def capture_final(self) -> Snapshot:
+        """A copy of the model after the end, on any thread that keeps others from the model."""
         return Snapshot(self._model.capture(), self.step, self.epoch)
 
     def _open_and_close(self) -> Outcome:
@@ -106,6 +118,7 @@ class Driver:
         history = self._fixed(outcome)
         outcome = self._close(outcome, history)
         self._control.leave()
+        self.snapshots.close()
         mark_training(self._model.user_model, None)
         return outcome
 

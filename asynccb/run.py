@@ -33,6 +33,7 @@ from asynccb.failures import Failures
 from asynccb.storage.serial import SerialExecutor
 from asynccb.supervisor import Supervisor
 from asynccb.training.control import STUCK, Control, Limits, SnapshotRequest
+from asynccb.training.snapshot import Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -137,11 +138,13 @@ class Run:
             self._subscriber(name, callback, hooks)
             for name, (callback, hooks) in zip(_names(callbacks), callbacks, strict=True)
         ]
+        snapshots = Snapshots(model, self._control, self.name)
         self._dispatcher = Dispatcher(
             subscribers,
             self._readers,
             self._wakeup,
             self._control,
+            snapshots.gate,
             failed=self._failures.inline,
             warn=self._warn_lockstep,
         )
@@ -150,6 +153,7 @@ class Run:
             program,
             self._dispatcher,
             self._control,
+            snapshots,
             equip=self._equip,
             fixed=self._fix_on_thread,
             left=self._thread_left,
@@ -241,7 +245,7 @@ class Run:
             {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
             dict(self._control.waits),
             dict(self._control.waited),
-            self._driver.copies,
+            self._driver.snapshots.made,
         )
 
     @property
@@ -311,7 +315,7 @@ class Run:
 
         loop = asyncio.get_running_loop()
         request = SnapshotRequest(
-            lambda snapshot: _tell(loop, set_answer, snapshot.another(), None),
+            lambda snapshot: _tell_whole(loop, set_answer, snapshot.another()),
             lambda error: _tell(loop, set_answer, None, error),
         )
         if self._control.ask(request):
@@ -374,8 +378,13 @@ class Run:
 
     # What callbacks may ask ---------------------------------------------------------------------------------
 
-    def snapshot_now(self, callback: Callback) -> Snapshot:
+    def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> Snapshot:
         """The model at this very moment; legal on the training thread only, which is where inline hooks run.
+
+        Args:
+            callback: who asks.
+            pooled: for the writers of this package, which release it: its memory is then used again, and the
+                training waits where two such copies are still in use.
 
         Raises:
             RuntimeError: called on another thread.
@@ -385,7 +394,7 @@ class Run:
                 f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
                 "elsewhere: `await self.run.snapshot()`"
             )
-        return self._dispatcher.snapshots.take(callback, self._driver.capture)
+        return self._dispatcher.snapshot(callback, self._driver.capture, pooled=pooled)
 
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
@@ -566,7 +575,7 @@ class Run:
         if self._supervisor.stuck:
             raise TornState(STUCK)
         let_go = self._hold_model()
-        copied = _final_snapshots.submit(self._driver.capture)
+        copied = _final_snapshots.submit(self._driver.capture_final)
         # Not here: if this task is cancelled, the copy that is being made still needs the model.
         copied.add_done_callback(lambda _: let_go())
         return await asyncio.wrap_future(copied)
@@ -584,7 +593,15 @@ class Run:
 
     def _subscriber(self, name: str, callback: Callback, hooks: Hooks) -> Subscriber:
         mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
-        return Subscriber(name, callback, hooks.inline, hooks.beside, mailbox, lockstep=callback.lockstep)
+        return Subscriber(
+            name,
+            callback,
+            hooks.inline,
+            hooks.beside,
+            mailbox,
+            lockstep=callback.lockstep,
+            changes_model=hooks.changes_model,
+        )
 
     def _deliver(self) -> None:
         for consumer in self._consumers:
@@ -647,6 +664,11 @@ def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
     except RuntimeError:
         if not loop.is_closed():
             raise
+
+
+def _tell_whole(loop: asyncio.AbstractEventLoop, answer: Callable[..., object], snapshot: Snapshot) -> None:
+    """Answers once the copy is made, so that nobody on the loop waits for the thread that makes it."""
+    snapshot.then(lambda: _tell(loop, answer, snapshot, None))
 
 
 def _discard(mailbox: Mailbox) -> None:

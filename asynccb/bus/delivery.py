@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from asynccb.bus.mailbox import Entry, Mailbox, Work
+    from asynccb.training.snapshot import Snapshot
 
 __all__ = ["Consumer", "HookFailure"]
 
@@ -232,13 +233,20 @@ class Consumer:
     async def _run_work(self, work: Work, _: None) -> None:
         if self.muted and work.hook not in self._closing:
             work.discard()
-        else:
-            await work.coroutine
+            return
+        try:
+            for snapshot in work.snapshots:
+                if not snapshot.whole:
+                    await _whole(snapshot)
+        except BaseException:
+            work.discard()
+            raise
+        await work.coroutine
 
     async def _reach(self, done: asyncio.Future[None] | None, _: None) -> None:
         self.mailbox.handled -= 1  # a marker is no event
-        if done is not None and not done.done():
-            done.set_result(None)
+        if done is not None:
+            _set(done)
 
     def _asked_for(self, error: BaseException) -> bool:
         """Whether somebody else ends this task with it: cancels it, or closes its coroutine from outside."""
@@ -256,6 +264,27 @@ class Consumer:
         while task is not None and task.cancelling():
             task.uncancel()
         self._cancelled(f"the task of {self.name} was cancelled")
+
+
+async def _whole(snapshot: Snapshot) -> None:
+    """Waits for the thread that copies: a hook that reads its snapshot must not make the loop wait for it."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(_set, done)
+        except RuntimeError:  # the loop is gone, and nobody waits
+            if not loop.is_closed():
+                raise
+
+    snapshot.then(tell)
+    await done
+
+
+def _set(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], Awaitable[Any]]:

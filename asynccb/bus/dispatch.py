@@ -37,12 +37,24 @@ if TYPE_CHECKING:
     from asynccb.bus.readers import EventStream, Readers
     from asynccb.bus.wakeup import Wakeup
     from asynccb.training.control import Control
+    from asynccb.training.copying import Copying
+    from asynccb.training.snapshot import Snapshot
 
 __all__ = ["Dispatcher", "Emit", "Subscriber"]
 
 GLANCE = 16
 """Batches between two looks at the length of a roomy mailbox."""
 Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
+
+
+_BATCH_KINDS: dict[str, Any] = {
+    "batch_begin": BatchBegin,
+    "batch_end": BatchEnd,
+    "test_batch_begin": TestBatchBegin,
+    "test_batch_end": TestBatchEnd,
+    "predict_batch_begin": PredictBatchBegin,
+    "predict_batch_end": PredictBatchEnd,
+}
 
 
 class Subscriber:
@@ -57,6 +69,7 @@ class Subscriber:
         mailbox: Mailbox,
         *,
         lockstep: bool,
+        changes_model: bool = True,
     ) -> None:
         self.name = name
         self.callback = callback
@@ -64,6 +77,8 @@ class Subscriber:
         self.beside = beside
         self.mailbox = mailbox
         self.lockstep = lockstep
+        self.changes_model = changes_model and bool(inline)
+        self.changes_in_batches = changes_model and any(kind.hook in inline for kind in _BATCH_KINDS.values())
         self.begun = False
         self.muted = False
         self.closing_hooks: set[str] = set()
@@ -86,16 +101,6 @@ class Emit(NamedTuple):
     predict_batch_end: Emitter
 
 
-_BATCH_KINDS: dict[str, Any] = {
-    "batch_begin": BatchBegin,
-    "batch_end": BatchEnd,
-    "test_batch_begin": TestBatchBegin,
-    "test_batch_end": TestBatchEnd,
-    "predict_batch_begin": PredictBatchBegin,
-    "predict_batch_end": PredictBatchEnd,
-}
-
-
 class InlineFailure(NamedTuple):
     """An inline hook raised; told to ``failed`` before the exception goes on."""
 
@@ -115,6 +120,7 @@ class Dispatcher:
         readers: the ring of event streams.
         wakeup: the way to the loop.
         control: for the waits of lockstep hooks.
+        gate: the copy of the model under way, which is completed before a hook that may change the model.
         failed: told of every inline hook that raised, before the exception goes on.
         warn: told of hooks that hold the training for long: (seconds, names of the callbacks, hook).
     """
@@ -125,15 +131,18 @@ class Dispatcher:
         readers: Readers,
         wakeup: Wakeup,
         control: Control,
+        gate: Copying,
         *,
         failed: Callable[[InlineFailure], None],
         warn: Callable[[float, str, str], None],
     ) -> None:
         self.subscribers = subscribers
-        self.snapshots = HookSnapshots()
+        self._snapshots = HookSnapshots([(s.callback, s.changes_model) for s in subscribers])
         self._readers = readers
         self._wakeup = wakeup
         self._control = control
+        self._gate = gate
+        self._one_by_one = False  # whether the hooks of the event under way are looked at one by one
         self._failed = failed
         self._warn = warn
         self._numbers = itertools.count()
@@ -185,6 +194,18 @@ class Dispatcher:
         with self._numbering:
             return self._readers.open(since, self.taken, allowed)
 
+    def snapshot(self, callback: Any, capture: Callable[..., Snapshot], *, pooled: bool) -> Snapshot:
+        """The model as it is now, for an inline hook of ``callback``."""
+        snapshot = self._snapshots.take(callback, capture, pooled=pooled)
+        # The hooks of a batch run in a tight loop, in which nobody looks whether a copy is under way.
+        if not self._one_by_one and any(s.changes_in_batches for s in self._after(callback)):
+            self._gate.finish()
+        return snapshot
+
+    def _after(self, callback: Any) -> list[Subscriber]:
+        at = next(at for at, subscriber in enumerate(self.subscribers) if subscriber.callback is callback)
+        return self.subscribers[at + 1 :]
+
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
         self._silent = True
@@ -235,12 +256,15 @@ class Dispatcher:
         if self._silent or (not inline and not shared):
             return None
         code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
-        keep_work, snapshots, clock = self._keep_work, self.snapshots, self._clock
+        keep_work, snapshots, clock, gate = self._keep_work, self._snapshots, self._clock, self._gate
+        changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
         slow_step = clock.watch(hook_name, inline)
 
         def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
             hook: Any = None
             later: list[tuple[Subscriber, Entry]] | None = None
+            if changes and gate.copying:
+                gate.finish()
             try:
                 for hook in inline:
                     result = hook(index, logs)
@@ -313,6 +337,7 @@ class Dispatcher:
         rest."""
         errors: list[BaseException] = []
         later: list[tuple[Subscriber, Entry]] | None = None
+        self._one_by_one = True
         for subscriber in self.subscribers:
             if subscriber.begun:
                 subscriber.closing_hooks.add(kind.hook)
@@ -363,6 +388,7 @@ class Dispatcher:
         self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
     ) -> None:
         later: list[tuple[Subscriber, Entry]] | None = None
+        self._one_by_one = True
         try:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
@@ -385,6 +411,8 @@ class Dispatcher:
         hook = subscriber.inline.get(hook_name)
         if hook is None:
             return later
+        if subscriber.changes_model:
+            self._gate.finish()
         arguments, epoch = _arguments(hook_name, fields)
         try:
             result = hook(*arguments)
@@ -398,7 +426,8 @@ class Dispatcher:
     def _end_inline(
         self, hook_name: str, later: list[tuple[Subscriber, Entry]] | None, *, wait: bool = True
     ) -> None:
-        self.snapshots.forget()
+        self._snapshots.forget()
+        self._one_by_one = False
         if later is not None:
             self._post_later(later, hook_name, wait=wait)
 
@@ -437,7 +466,7 @@ class Dispatcher:
         coroutine = as_coroutine(result, f"{subscriber.name}.{hook_name}")
         if coroutine is None:
             return later
-        work = Work(coroutine, hook_name, self.snapshots.of(subscriber.callback))
+        work = Work(coroutine, hook_name, self._snapshots.of(subscriber.callback))
         return [*(later or ()), (subscriber, (WORK, work, None, self.taken, epoch))]
 
     def _post_later(

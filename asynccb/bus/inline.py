@@ -26,14 +26,25 @@ this."""
 
 
 class HookSnapshots:
-    """The snapshots taken by the inline hooks of the event under way: one copy, a handle for each callback
-    that asks."""
+    """The snapshots taken by the inline hooks of the event under way: one copy, and a handle for each
+    callback that asks, as long as no hook between two askers may have changed the model.
 
-    def __init__(self) -> None:
+    Args:
+        changers: for each callback, in list order: whether its inline hooks may change the model.
+    """
+
+    def __init__(self, changers: list[tuple[Any, bool]]) -> None:
         self.taken: list[tuple[Any, Snapshot]] = []
+        self._at = {id(callback): at for at, (callback, _) in enumerate(changers)}
+        self._changes = [changes for _, changes in changers]
 
-    def take(self, callback: Any, capture: Callable[[], Snapshot]) -> Snapshot:
-        snapshot = self.taken[0][1].another() if self.taken and not self.taken[0][1].released else capture()
+    def take(self, callback: Any, capture: Callable[..., Snapshot], *, pooled: bool = False) -> Snapshot:
+        """The model as it is now, for ``callback``; ``pooled`` is for our own writers."""
+        snapshot = self._shared(callback)
+        if snapshot is None:
+            snapshot = capture(pooled=pooled)
+        elif not pooled:
+            snapshot.own()
         self.taken.append((callback, snapshot))
         return snapshot
 
@@ -42,6 +53,14 @@ class HookSnapshots:
 
     def forget(self) -> None:
         self.taken.clear()
+
+    def _shared(self, callback: Any) -> Snapshot | None:
+        for owner, snapshot in reversed(self.taken):
+            between = self._changes[self._at[id(owner)] : self._at[id(callback)]]
+            if not snapshot.released and not any(between):
+                other: Snapshot = snapshot.another()
+                return other
+        return None
 
 
 class SlowHooks:

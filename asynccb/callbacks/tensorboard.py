@@ -70,6 +70,7 @@ class TensorBoard(Callback):
             ``histogram_freq``, images without Pillow, or what is not available yet.
     """
 
+    changes_model: ClassVar[bool] = False
     on_error: ClassVar[OnError] = "warn"
 
     path: str | None = None
