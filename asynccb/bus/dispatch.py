@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.inline import HookSnapshots, SlowHooks, Timed, as_coroutine
+from asynccb.bus.clock import HookClock, Timed
+from asynccb.bus.inline import HookSnapshots, as_coroutine
 from asynccb.bus.mailbox import CODES, WORK, Mailbox, Work
 from asynccb.events import (
     BatchBegin,
@@ -157,7 +159,7 @@ class Dispatcher:
         }
         # By identity, and kept beside the lists: `silence` empties these under the feet of a stuck thread.
         self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
-        self._clock = SlowHooks()
+        self.clock = HookClock(self._name_of)
         self._silent = False
         self._opening = ""
         self._closed: set[type[Any]] = set()
@@ -240,33 +242,37 @@ class Dispatcher:
         )
 
     def _per_batch(self, kind: type[Any]) -> Emitter:
-        """The emitter of a batch event: every lookup that can be done beforehand is done here."""
-        hook_name = kind.hook
-        inline = self._inline[hook_name]
-        beside = [s for s in self.subscribers if hook_name in s.beside]
-        lockstep = [s for s in beside if s.lockstep]
-        boxes = [s.mailbox for s in beside]
-        appends = tuple(box.queue.append for box in boxes)
-        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox
-        # keeps as much in hand.
-        tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
-        every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
-        streamed = self._readers.wanted
-        shared = bool(boxes) or streamed
-        if self._silent or (not inline and not shared):
+        """The emitter of a batch event: its inline hooks, then its delivery, or the one of them that there
+        is."""
+        if self._silent:
             return None
-        code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
-        keep_work, snapshots, clock, gate = self._keep_work, self._snapshots, self._clock, self._gate
-        changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
-        slow_step = clock.watch(hook_name, inline)
+        run, deliver = self._inline_hooks(kind.hook), self._delivery(kind)
+        if run is None or deliver is None:
+            return run or deliver
 
         def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
+            run(index, logs, epoch, step)
+            deliver(index, logs, epoch, step)
+
+        return emit
+
+    def _inline_hooks(self, hook_name: str) -> Emitter:
+        """Runs the inline hooks of a batch event; every lookup that can be done beforehand is done here."""
+        inline = self._inline[hook_name]
+        if not inline:
+            return None
+        keep_work, snapshots, gate = self._keep_work, self._snapshots, self._gate
+        clock = self.clock
+        changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
+
+        def run(index: int, logs: Logs, epoch: int, step: int) -> None:
             hook: Any = None
             later: list[tuple[Subscriber, Entry]] | None = None
             if changes and gate.copying:
                 gate.finish()
+            sampled = index & clock.mask < 2
             try:
-                for hook in inline:
+                for hook in clock.begin(hook_name, index, inline) if sampled else inline:
                     result = hook(index, logs)
                     if result is not None:
                         later = keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
@@ -281,24 +287,42 @@ class Dispatcher:
                     self._post_later(later, hook_name)
                 if snapshots.taken:
                     snapshots.forget()
-            if slow_step is not None:
-                slow_step()
-            if shared:
-                logs.__class__ = frozen
+            if sampled:
+                clock.end(hook_name, index, step)
+
+        return run
+
+    def _delivery(self, kind: type[Any]) -> Emitter:
+        """Puts a batch event into the mailboxes and the ring; the hot path of events that are delivered."""
+        hook_name = kind.hook
+        beside = [s for s in self.subscribers if hook_name in s.beside]
+        streamed = self._readers.wanted
+        if not beside and not streamed:
+            return None
+        boxes = [s.mailbox for s in beside]
+        lockstep = [s for s in beside if s.lockstep]
+        appends = tuple(box.queue.append for box in boxes)
+        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox
+        # keeps as much in hand.
+        tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
+        every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
+        code, numbers, wakeup, frozen = CODES[hook_name], self.skip, self._wakeup, FrozenLogs
+
+        def deliver(index: int, logs: Logs, epoch: int, step: int) -> None:
+            logs.__class__ = frozen
             number = self._publish(kind, (index, logs, epoch, step)) if streamed else numbers()
-            if not appends:
-                return
             entry = (code, index, logs, number, epoch)
             for append in appends:
                 append(entry)
             for queue, limit, box in tight if index % GLANCE else every:
                 if len(queue) >= limit:
                     box.overflow(entry)
-            ring()
+            if not wakeup.rung and appends:
+                wakeup.ring()
             if lockstep:
                 self._wait_lockstep(lockstep, hook_name)
 
-        return emit
+        return deliver
 
     def _always(self, kind: type[Any]) -> Emitter:
         """The emitter of an event that is always built: epochs and evaluations."""
@@ -414,8 +438,10 @@ class Dispatcher:
         if subscriber.changes_model:
             self._gate.finish()
         arguments, epoch = _arguments(hook_name, fields)
+        began = perf_counter()
         try:
             result = hook(*arguments)
+            self.clock.add(subscriber.name, perf_counter() - began)
             if result is None:
                 return later
             return self._keep_work(subscriber, hook_name, epoch, result, later)
@@ -506,6 +532,9 @@ class Dispatcher:
     def _warn_begin(self, seconds: float) -> None:
         busy = [s.name for s in self.subscribers if not s.mailbox.finished]
         self._warn(seconds, ", ".join(busy), self._opening)
+
+    def _name_of(self, hook: object, hook_name: str) -> str | None:
+        return None if hook is _nothing else self._owner(hook, hook_name).name
 
     def _owner(self, hook: object, hook_name: str) -> Subscriber:
         hook = hook.hook if isinstance(hook, Timed) else hook

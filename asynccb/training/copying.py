@@ -17,7 +17,7 @@ gate, and before the second runs the copy is finished (``Copying.finish``).
 from __future__ import annotations
 
 import threading
-from queue import SimpleQueue
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +230,7 @@ class Copying:
         self._control = control
         self._name = name
         self._copy: Copy | None = None
-        self._work: SimpleQueue[Copy | None] = SimpleQueue()
+        self._handed = _Handed()
         self._thread: threading.Thread | None = None
 
     def begin(self, live: LiveState, target: Target) -> Copy:
@@ -243,12 +243,12 @@ class Copying:
             self._copy, self.copying = copy, True
             if self._thread is None:
                 self._start()
-            self._work.put(copy)
+            self._handed.put(copy)
         return copy
 
     def _start(self) -> None:
         thread = threading.Thread(
-            target=_copy_all, args=(self._work,), name=f"asynccb {self._name} copier", daemon=True
+            target=_copy_all, args=(self._handed,), name=f"asynccb {self._name} copier", daemon=True
         )
         try:
             thread.start()
@@ -290,13 +290,32 @@ class Copying:
         self.finish()
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._work.put(None)
+            self._handed.put(None)
             thread.join()
 
 
-def _copy_all(work: SimpleQueue[Copy | None]) -> None:
+class _Handed:
+    """From the training thread to the copier: the newest copy, for one that has not been taken by then is
+    made already."""
+
+    def __init__(self) -> None:
+        self._newest: deque[Copy | None] = deque(maxlen=1)
+        self._bell = threading.Semaphore(0)
+
+    def put(self, copy: Copy | None) -> None:
+        self._newest.append(copy)
+        self._bell.release()
+
+    def take(self) -> Copy | None:
+        while True:
+            self._bell.acquire()
+            if self._newest:
+                return self._newest.pop()
+
+
+def _copy_all(handed: _Handed) -> None:
     """The body of the copier's thread; it knows of nothing but copies, so that it keeps nothing alive."""
-    while (copy := work.get()) is not None:
+    while (copy := handed.take()) is not None:
         while copy.work():
             pass
         del copy  # it must not keep a model's arrays alive until the next one comes

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from asynccb.bus import clock as clock_room
 from asynccb.bus import inline
+from asynccb.bus.clock import Timed
 from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
-from asynccb.bus.inline import Timed, as_coroutine
+from asynccb.bus.inline import as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
 from asynccb.bus.readers import Readers
 from asynccb.callbacks.base import Callback
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 
 class Bell:
+    rung = False
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -654,7 +658,7 @@ def test_a_copy_of_the_event_before_is_completed_too() -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(inline, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(clock_room, "perf_counter", lambda: self.now)
 
 
 def slow_training(clock: Clock, hook: float, batch: float, batches: int = 20) -> None:
