@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asynccb.bus.dispatch import Dispatcher
     from asynccb.bus.dispatch import Emit as HookTable
     from asynccb.protocols import Batch, Gate, Model, Source
+    from asynccb.statistics import Phases
     from asynccb.training.control import Control
     from asynccb.training.programs import Program
     from asynccb.training.snapshot import Snapshots
@@ -34,6 +35,7 @@ class Driver:
         dispatcher: runs inline hooks and fills mailboxes.
         control: requests from the loop.
         snapshots: makes the copies of the model.
+        phases: the run's stopwatch.
         equip: gives each callback its run, params and data; called on the thread.
         fixed: told the outcome as soon as the loop is left, before the closing hooks.
         left: told the final outcome as the last thing.
@@ -46,6 +48,7 @@ class Driver:
         dispatcher: Dispatcher,
         control: Control,
         snapshots: Snapshots,
+        phases: Phases,
         *,
         equip: Callable[[dict[str, Any]], None],
         fixed: Callable[[Outcome], Any],
@@ -64,6 +67,7 @@ class Driver:
         self._program = program
         self._dispatcher = dispatcher
         self._control = control
+        self._phases = phases
         self._equip = equip
         self._fixed = fixed
         self._left = left
@@ -89,6 +93,7 @@ class Driver:
     def __call__(self) -> None:
         """The body of the thread. Raises nothing: the outcome is a value."""
         self.ident = threading.get_ident()
+        self._phases.enter("opening")
         try:
             outcome = self._open_and_close()
         except BaseException as error:  # around the story, not in it: else nobody would hear of the end
@@ -96,6 +101,7 @@ class Driver:
             outcome = of_error(error)
         # Before anybody else may have the model.
         self.snapshots.close()
+        self._phases.enter("drain")
         self._left(outcome)
 
     def capture(self, *, pooled: bool = False) -> Snapshot:
@@ -128,6 +134,7 @@ class Driver:
             self._equip(params)
             self._dispatcher.begin(self._program.opening, self.step)
             self._dispatcher.wait_begun()
+            self._phases.enter("batches")
             whole = self._program.tell(self._model, self)
             return of_return(whole, self._control.stop_reason)
         except BaseException as error:
@@ -136,6 +143,7 @@ class Driver:
     def _close(self, outcome: Outcome, history: Any) -> Outcome:
         # From here on nothing is waited for: the drain follows on the loop, and it has its own limits.
         self._control.closing = True
+        self._phases.enter("closing")
         errors: list[BaseException] = []
         if outcome.way.exception_hook:
             told = outcome.exception or RunCancelled(outcome.reason, history)

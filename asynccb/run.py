@@ -18,8 +18,9 @@ import itertools
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from asynccb.budget import SwitchInterval
 from asynccb.bus.delivery import Consumer
 from asynccb.bus.dispatch import Dispatcher, Subscriber
 from asynccb.bus.mailbox import Mailbox, marker
@@ -30,6 +31,7 @@ from asynccb.driver import Driver, mark_training
 from asynccb.ending import Outcome, note_all, of_error, raisable
 from asynccb.errors import CallbackError, NotStarted, RunCancelled, SelfWait, TornState
 from asynccb.failures import Failures
+from asynccb.statistics import Phases, RunStatistics
 from asynccb.storage.serial import SerialExecutor
 from asynccb.supervisor import Supervisor
 from asynccb.training.control import STUCK, Control, Limits, SnapshotRequest
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asynccb.bus.delivery import HookFailure
-    from asynccb.bus.mailbox import MailboxStatistics
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
     from asynccb.callbacks.hooks import Hooks
@@ -63,24 +64,6 @@ _final_snapshots = SerialExecutor("asynccb snapshot")
 def live_runs() -> list[Run]:
     """The runs of this process that have not ended."""
     return list(_live)
-
-
-class RunStatistics(NamedTuple):
-    """What a run did so far.
-
-    Attributes:
-        events: numbers given to events, also of those that nobody wanted.
-        callbacks: counts of each callback's mailbox, by the callback's name.
-        waits: for each reason, how often the training thread waited.
-        waited: for each reason, how many seconds it waited in all.
-        snapshots: copies of the model made.
-    """
-
-    events: int
-    callbacks: dict[str, MailboxStatistics]
-    waits: dict[str, int]
-    waited: dict[str, float]
-    snapshots: int
 
 
 class Run:
@@ -111,6 +94,7 @@ class Run:
         replay: int,
         limits: Limits,
         stop_after: float | None = None,
+        switch_interval: float | None = None,
     ) -> None:
         self.name = name or f"run-{next(_numbers)}"
         self.history = history
@@ -122,6 +106,8 @@ class Run:
         self._final_claim = self._claim
         mark_training(model.user_model, -1)
         self._limits = limits
+        self._phases = Phases("queued")
+        self._switch_interval = SwitchInterval(switch_interval) if switch_interval else None
         self._callbacks = callbacks
         self._outcome: Outcome | None = None
         self._failures = Failures(self.name, history, self._fail)
@@ -147,6 +133,7 @@ class Run:
             snapshots.gate,
             failed=self._failures.inline,
             warn=self._warn_lockstep,
+            phase=self._phases.enter,
         )
         self._driver = Driver(
             model,
@@ -154,6 +141,7 @@ class Run:
             self._dispatcher,
             self._control,
             snapshots,
+            self._phases,
             equip=self._equip,
             fixed=self._fix_on_thread,
             left=self._thread_left,
@@ -239,13 +227,15 @@ class Run:
 
     @property
     def stats(self) -> RunStatistics:
-        """Counts of events, mailboxes and waits so far."""
+        """Counts of events, mailboxes and waits so far, and where the time went."""
         return RunStatistics(
             self._dispatcher.taken,
             {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
             dict(self._control.waits),
             dict(self._control.waited),
             self._driver.snapshots.made,
+            dict(self._dispatcher.clock.spent),
+            self._phases.read(),
         )
 
     @property
@@ -457,6 +447,8 @@ class Run:
     # Its life -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
+        if self._switch_interval is not None:
+            self._switch_interval.hold()
         try:
             try:
                 outcome = await self._supervisor.run()
@@ -498,6 +490,7 @@ class Run:
             if self._driver.ident is None:
                 self._close_unused()
         finally:
+            self._phases.enter(None)
             self._ended.set()
             self._readers.close()
         if outcome.kind == "failed" and not self._awaiting:
@@ -557,6 +550,8 @@ class Run:
         self._claim.let_go(self._clean_up)
 
     def _clean_up(self) -> None:
+        if self._switch_interval is not None:
+            self._switch_interval.let_go()
         mark_training(self._model.user_model, None)
         for callback in self._open_callbacks:
             callback.run = None

@@ -125,6 +125,7 @@ class Dispatcher:
         gate: the copy of the model under way, which is completed before a hook that may change the model.
         failed: told of every inline hook that raised, before the exception goes on.
         warn: told of hooks that hold the training for long: (seconds, names of the callbacks, hook).
+        phase: told when a validation begins and when batches go on.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Dispatcher:
         *,
         failed: Callable[[InlineFailure], None],
         warn: Callable[[float, str, str], None],
+        phase: Callable[[str], object] = lambda phase: None,
     ) -> None:
         self.subscribers = subscribers
         self._snapshots = HookSnapshots([(s.callback, s.changes_model) for s in subscribers])
@@ -147,6 +149,7 @@ class Dispatcher:
         self._one_by_one = False  # whether the hooks of the event under way are looked at one by one
         self._failed = failed
         self._warn = warn
+        self._phase = phase
         self._numbers = itertools.count()
         self.skip: Callable[[], int] = self._numbers.__next__
         """Takes the number of an event that nobody wants, and answers it."""
@@ -328,10 +331,14 @@ class Dispatcher:
         """The emitter of an event that is always built: epochs and evaluations."""
 
         def emit(*fields: Any) -> None:
+            if kind is TestBegin:
+                self._phase("validation")
             self._run_inline(kind.hook, fields, self.subscribers)
             if self._silent:
                 return
             self._post(kind, fields, [s for s in self.subscribers if kind.hook in s.beside])
+            if kind is TestEnd:
+                self._phase("batches")
 
         return emit
 
