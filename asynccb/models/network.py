@@ -42,12 +42,14 @@ class Network:
             weight.grad = grad
 
         operations: list[Operation[Any]] = []
+        self._ends: list[int] = []  # where the operations of each layer end
         first_trainable = None
         for layer in layers:
             made = layer.operations()
             if first_trainable is None and any(weight.trainable for weight in layer.weights):
                 first_trainable = len(operations)
             operations.extend(made)
+            self._ends.append(len(operations))
         self._operations = operations
         # Nothing below the first trainable weight needs a gradient, so the backward pass ends there.
         self._lowest = len(operations) if first_trainable is None else first_trainable
@@ -71,6 +73,15 @@ class Network:
     def predict(self, x: Array) -> Array:
         """The whole network without chance. The result is a buffer that the next call overwrites."""
         return _run(self._infer, x)
+
+    def outputs(self, x: Array) -> list[Array]:
+        """Copies of what each layer gives in :meth:`predict`, in order."""
+        found, begin = [], 0
+        for end in self._ends:
+            x = _run(self._infer[begin:end], x)
+            found.append(x.copy())
+            begin = end
+        return found
 
     def evaluate(self, x: Array) -> Array:
         """Like :meth:`predict`, up to where the head begins."""

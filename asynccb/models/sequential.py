@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models import checking, config, files, losses, optimizers
+from asynccb.models import checking, config, files, inspection, losses, optimizers
 from asynccb.models import metrics as metrics_room
 from asynccb.models.layers import Embedding
 from asynccb.models.layers.base import whole
@@ -298,6 +298,40 @@ class Sequential(Stack):
             for key, value in step.test(samples, y[part], chosen).items():
                 sums[key] += value * len(samples)
         return {key: total / max(1, len(x)) for key, total in sums.items()}
+
+    def activations(self, x: Any) -> dict[str, Array]:
+        """The output of every layer for all samples at once, as in :meth:`predict`; blocks.
+
+        Args:
+            x: samples on axis 0, one batch.
+
+        Returns:
+            Layer name -> array, in the order of the layers; the last one is what :meth:`predict` gives.
+
+        Raises:
+            ArgumentError: for data of the wrong shape.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("activations")
+        self.check_data(x, None, None, training=False)
+        return inspection.activations(self._ready_network(), self.layers, self._input(x))
+
+    def gradients(self, x: Any, y: Any, sample_weight: Any = None) -> dict[str, Array]:
+        """The gradients that an update by these samples as one batch would use, without the update; blocks.
+
+        Dropout and batch normalization act as in training; random streams and running means stay as they are.
+
+        Returns:
+            Weight path (``"dense/kernel"``) -> array in the weight's shape, for all trainable weights.
+
+        Raises:
+            ArgumentError: for data that does not fit, or a model that is not compiled.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("gradients")
+        self.check_data(x, y, sample_weight)
+        step, network = self._ready_step(), self._ready_network()
+        return inspection.gradients(network, step, self.layers, self._input(x), y, sample_weight)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the whole model, with optimizer state, as an HDF5 file that Keras 3 opens too; see

@@ -59,8 +59,7 @@ class Step:
         # batch.
         with np.errstate(all="ignore"):
             network = self._network
-            logs = self._logs(network.forward(x), y, sample_weight)
-            network.backward(self._gradient())
+            logs = self._pass(x, y, sample_weight)
             if before_update is not None:
                 before_update()
             self._optimizer.update()
@@ -68,10 +67,21 @@ class Step:
                 commit()
         return logs
 
+    def differentiate(self, x: Array, y: Any, sample_weight: Any) -> None:
+        """Fills the gradients of the network as :meth:`train` does, and stops there."""
+        with np.errstate(all="ignore"):
+            self._pass(x, y, sample_weight)
+
     def test(self, x: Array, y: Any, sample_weight: Any) -> dict[str, float]:
         """Loss and metrics without an update."""
         with np.errstate(all="ignore"):
             return self._logs(self._network.evaluate(x), y, sample_weight)
+
+    def _pass(self, x: Array, y: Any, sample_weight: Any) -> dict[str, float]:
+        network = self._network
+        logs = self._logs(network.forward(x), y, sample_weight)
+        network.backward(self._gradient())
+        return logs
 
     def _logs(self, z: Array, y: Any, sample_weight: Any) -> dict[str, float]:
         self._shape = z.shape
