@@ -33,6 +33,7 @@ class Dense(Layer):
         input_dim: the same as ``input_shape=(input_dim,)``.
         input_shape: see :class:`Layer`.
         name: see :class:`Layer`.
+        trainable: see :class:`Layer`.
 
     Raises:
         ArgumentError: for unknown names and sizes that are no positive whole numbers.
@@ -48,8 +49,11 @@ class Dense(Layer):
         input_dim: int | None = None,
         input_shape: Sequence[int] | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name, input_shape if input_dim is None else (whole("input_dim", input_dim),))
+        if input_dim is not None:
+            input_shape = (whole("input_dim", input_dim),)
+        super().__init__(name, input_shape, trainable)
         self.units = whole("units", units)
         self.activation = get_activation(activation).name
         self.use_bias = bool(use_bias)
@@ -79,6 +83,7 @@ class Dense(Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": self.kernel_initializer,
             "bias_initializer": self.bias_initializer,
+            "trainable": self.trainable,
         }
 
 
@@ -120,8 +125,9 @@ class Affine(Operation[_Buffers]):
         shape = g.shape
         flat = g if len(shape) == 2 else g.reshape(-1, shape[-1])
         _, g_in, ones = self._buffers
-        np.dot(self._x.T, flat, out=self._gw)
-        if self._b is not None:
+        if self._gw is not None:
+            np.dot(self._x.T, flat, out=self._gw)
+        if self._gb is not None:
             np.dot(ones, flat, out=self._gb)  # the sum over the rows; BLAS does it faster than a reduction
         if not self.needs_input_gradient:
             return g
