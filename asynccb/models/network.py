@@ -115,7 +115,10 @@ class Network:
     def leave_out_last(self, left_out: bool) -> None:
         """Whether training and evaluation end before the last activation, which the head computes."""
         upto = len(self._operations) - int(left_out)
-        self._train = tuple(operation.train for operation in self._operations[:upto])
+        self._train = tuple(
+            operation.infer if type(operation).train is Operation.train else operation.train
+            for operation in self._operations[:upto]
+        )
         self._evaluate = self._infer[:upto]
         self._back = tuple(operation.back for operation in reversed(self._operations[self._lowest : upto]))
 

@@ -95,8 +95,10 @@ class Step:
         targets = self._targets(y, z)
         head = self._head
         logs = {"loss": head.forward(targets, z, self._weights(sample_weight, len(z)))}
-        for key, metric in self._metrics:
-            logs[key] = metric(targets, head.prediction)
+        if self._metrics:
+            prediction = head.prediction()
+            for key, metric in self._metrics:
+                logs[key] = metric(targets, prediction)
         return logs
 
     def _gradient(self) -> Array:

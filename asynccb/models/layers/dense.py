@@ -98,11 +98,12 @@ class Affine(Operation[_Buffers]):
 
     def __init__(self, kernel: Weight, bias: Weight | None = None) -> None:
         super().__init__()
-        self._w, self._gw = kernel.value, kernel.grad
+        self._w, self._w_turned, self._gw = kernel.value, kernel.value.T, kernel.grad
         self._b: Array | None = None
         self._gb: Array | None = None
         if bias is not None:
             self._b, self._gb = bias.value, bias.grad
+        self._shape: Any = None
 
     def allocate(self, shape: Any, dtype: Any) -> _Buffers:
         rows, (fan_in, units) = math.prod(shape[:-1]), self._w.shape
@@ -112,11 +113,10 @@ class Affine(Operation[_Buffers]):
 
     def infer(self, x: Array) -> Array:
         shape = x.shape
-        buffers = self._buffers = self.buffers(shape, x.dtype)
-        flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
-        self._x = flat
-        out = buffers.out
-        np.dot(flat, self._w, out=out)
+        if shape != self._shape:
+            self._shape, (self._out, self._g_in, self._ones) = shape, self.buffers(shape, x.dtype)
+        flat = self._x = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+        out = flat.dot(self._w, self._out)
         if self._b is not None:
             np.add(out, self._b, out=out)
         return out if len(shape) == 2 else out.reshape(*shape[:-1], -1)
@@ -124,12 +124,11 @@ class Affine(Operation[_Buffers]):
     def back(self, g: Array) -> Array:
         shape = g.shape
         flat = g if len(shape) == 2 else g.reshape(-1, shape[-1])
-        _, g_in, ones = self._buffers
         if self._gw is not None:
-            np.dot(self._x.T, flat, out=self._gw)
+            self._x.T.dot(flat, self._gw)
         if self._gb is not None:
-            np.dot(ones, flat, out=self._gb)  # the sum over the rows; BLAS does it faster than a reduction
+            self._ones.dot(flat, self._gb)  # the sum over the rows; BLAS does it faster than a reduction
         if not self.needs_input_gradient:
             return g
-        np.dot(flat, self._w.T, out=g_in)
+        g_in = flat.dot(self._w_turned, self._g_in)
         return g_in if len(shape) == 2 else g_in.reshape(*shape[:-1], -1)
