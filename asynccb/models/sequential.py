@@ -11,12 +11,11 @@ from asynccb.models import checking, config, files, inspection, losses, optimize
 from asynccb.models import metrics as metrics_room
 from asynccb.models.layers import Embedding
 from asynccb.models.layers.base import whole
-from asynccb.models.memory import Tensors, lay_out
+from asynccb.models.live import live_state
+from asynccb.models.memory import lay_out
 from asynccb.models.network import Network, kinds_of
 from asynccb.models.stack import Stack
-from asynccb.models.state import OptimizerState, SequentialState
 from asynccb.models.step import Step
-from asynccb.protocols import LiveState
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
-    from asynccb.models.memory import Memory
     from asynccb.models.optimizers import Optimizer
-    from asynccb.protocols import Batch, Gate
+    from asynccb.models.state import SequentialState
+    from asynccb.protocols import Batch, Gate, LiveState
 
     Shape = tuple[int, ...]
 
@@ -229,36 +228,20 @@ class Sequential(Stack):
     def live(self) -> LiveState:
         """What :meth:`capture` copies, as it lies in memory now; legal between two batches only."""
         self._check_free("live")
-        live, network = self._live, self._ready_network()
-        if live is None or self._live_version != network.version:
-            memory, self._live_version = self._memory(), network.version
-            versions = [
-                network.version if index == memory.constants else None for index in range(len(memory.arrays))
-            ]
-            live = self._live = LiveState(memory.arrays, memory.segments, versions, self._complete)
-        return live
-
-    def _memory(self) -> Memory:
         network = self._ready_network()
-        return lay_out(network, None) if self._compiled is None else self._ready_step().memory
-
-    def _complete(self, copies: Sequence[Array]) -> SequentialState:
-        memory, optimizer, own = self._memory(), None, self.optimizer
-        assert self._blueprint is not None
-        if own is not None:
-            slots = {slot: Tensors(copies, places) for slot, places in memory.slots.items()}
-            optimizer = OptimizerState(own.iterations, own.learning_rate, slots, own.slots_by_variable)
-        return SequentialState(
-            config=self._blueprint[0],
-            compiled=self._compiled,
-            layout=self._blueprint[1],
-            weights=Tensors(copies, memory.weights),
-            optimizer=optimizer,
-            random={
-                layer.name: state for layer in self.layers if (state := layer.random_state()) is not None
-            },
-            rebuild=type(self)._from_state,
-        )
+        if self._live is None or self._live_version != network.version:
+            assert self._blueprint is not None
+            self._live_version = network.version
+            self._live = live_state(
+                memory=lay_out(network, None) if self._compiled is None else self._ready_step().memory,
+                version=network.version,
+                blueprint=self._blueprint,
+                layers=self.layers,
+                optimizer=self.optimizer,
+                compiled=self._compiled,
+                rebuild=type(self)._from_state,
+            )
+        return self._live
 
     @classmethod
     def _from_state(cls, state: SequentialState) -> Sequential:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -18,7 +21,7 @@ from asynccb.models import (
     RMSprop,
     Sequential,
     memory,
-    optimizers,
+    updates,
 )
 from asynccb.protocols import Batch
 
@@ -35,7 +38,7 @@ OPTIMIZERS = {
 @pytest.fixture
 def small_parts(monkeypatch):
     """Blocks of 64 numbers and groups of a few blocks, so that a small model has many."""
-    monkeypatch.setattr(optimizers, "BLOCK", 64 * 4)
+    monkeypatch.setattr(updates, "BLOCK", 64 * 4)
     monkeypatch.setattr(memory, "PART", 64 * 4 * 6)
 
 
@@ -187,6 +190,19 @@ def test_the_state_in_memory_is_looked_up_and_not_made_anew():
     for batch in batches(2, False):
         model.train_batch(batch)
     assert model.live() is live
+
+
+def test_a_model_whose_state_was_looked_at_dies_when_it_is_let_go_of():
+    """Its memory may be large: no collector should be needed to get it back."""
+    model = make("adagrad", embedding=True)
+    state, gone = model.capture(), weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert state.to_model() is not None
 
 
 def test_counters_and_random_streams_are_those_of_the_moment_of_the_copy():

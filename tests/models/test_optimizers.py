@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asynccb.errors import ArgumentError
-from asynccb.models import SGD, Adagrad, Adam, AdamW, Dense, RMSprop, Sequential, optimizers
+from asynccb.models import SGD, Adagrad, Adam, AdamW, Dense, RMSprop, Sequential, optimizers, updates
 from asynccb.protocols import Batch
 
 
@@ -102,7 +102,7 @@ def updated(optimizer, size, block, dtype, monkeypatch):
     rng = np.random.default_rng(size)
     params, grads = rng.standard_normal(size).astype(dtype), np.empty(size, dtype)
     with monkeypatch.context() as patch:
-        patch.setattr(optimizers, "BLOCK", block * params.itemsize)
+        patch.setattr(updates, "BLOCK", block * params.itemsize)
         optimizer.build(params, grads)
     for _ in range(3):
         grads[:] = rng.standard_normal(size)
@@ -127,7 +127,7 @@ def test_an_update_in_blocks_is_the_whole_one_to_the_byte(case, size, block, dty
 
 
 def test_scratch_memory_is_that_of_one_block(monkeypatch):
-    monkeypatch.setattr(optimizers, "BLOCK", 400)
+    monkeypatch.setattr(updates, "BLOCK", 400)
     optimizer, params = Adam(), np.zeros(10_000, np.float32)
     optimizer.build(params, params.copy())
     scratch = {block[2].ctypes.data: block[2].nbytes for group in optimizer._blocks for block in group}
