@@ -241,20 +241,22 @@ class Copying:
             copy.wait()
         elif not copy.whole:
             self._copy, self.copying = copy, True
-            if self._thread is None:
-                self._start()
-            self._handed.put(copy)
+            if self._thread is not None or self._start():
+                self._handed.put(copy)
+            else:
+                self.finish()
         return copy
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
         thread = threading.Thread(
             target=_copy_all, args=(self._handed,), name=f"asynccb {self._name} copier", daemon=True
         )
         try:
             thread.start()
-        except RuntimeError:  # the process has no thread left to give: the gate copies all of it
-            return
+        except RuntimeError:  # the process has no thread left to give
+            return False
         self._thread = thread
+        return True
 
     def __call__(self, segments: int | None = None) -> None:
         """See :class:`asynccb.protocols.Gate`. Waits for a thread that is copying at this moment, and nothing

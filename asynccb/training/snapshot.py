@@ -260,7 +260,7 @@ class Snapshots:
         Raises:
             Interrupt: the run was cancelled while it waited for room in the pool.
         """
-        slot = self._pool.take() if pooled else None
+        slot = self._slot() if pooled else None
         try:
             snapshot = self._take(step, epoch, slot)
         except BaseException:
@@ -273,6 +273,12 @@ class Snapshots:
     def has_room(self) -> bool:
         """Whether a pooled snapshot can be had without waiting."""
         return self._pool.has_room()
+
+    def _slot(self) -> Slot:
+        if not self._pool.has_room():
+            # Who has the room may wait for the copy that is under way, and we need not wait for its thread.
+            self.gate.finish()
+        return self._pool.take()
 
     def close(self) -> None:
         """The training is over: what is under way is completed."""

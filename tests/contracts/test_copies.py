@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from asynccb import Trainer
-from asynccb.models import Activation, BatchNormalization, Dense, Dropout, Sequential, adapt
+from asynccb import Callback, Trainer
+from asynccb.models import (
+    Activation,
+    BatchNormalization,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    Sequential,
+    adapt,
+)
 from asynccb.protocols import Batch
 from asynccb.testing import ScriptedModel
+from asynccb.training import copying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from asynccb.protocols import Model
 
@@ -82,3 +93,104 @@ async def test_two_trainings_with_one_seed_end_in_the_same_state(kind: str) -> N
         await Trainer(given, seed=3).fit(X, Y, batch_size=5, epochs=2, verbose=0)
         states.append(numbers(adapt(given)))
     assert_same(*states)
+
+
+# ---------------------------------------------------------------- beside the training
+
+
+class Table:
+    """A table of which a batch touches few rows, trained without slots and with them."""
+
+    def __init__(self, optimizer: str) -> None:
+        self.x = np.random.default_rng(1).integers(0, 40, (400, 3))
+        self.y = np.random.default_rng(2).normal(size=(400, 2)).astype("float32")
+        self._optimizer = optimizer
+
+    def build(self) -> Sequential:
+        model = Sequential([Embedding(40, 4, input_length=3), Flatten(), Dense(2)], seed=7)
+        model.compile(optimizer=self._optimizer, loss="mse")
+        return model
+
+
+class Dense5:
+    """Dense layers, moving means, dropout, in segments of a few rows each."""
+
+    def __init__(self, optimizer: str) -> None:
+        self.x = np.random.default_rng(1).normal(size=(400, 4)).astype("float32")
+        self.y = np.eye(3, dtype="float32")[np.arange(400) % 3]
+        self._optimizer = optimizer
+
+    def build(self) -> Sequential:
+        return sequential(self._optimizer)
+
+
+class Keeps(Callback):
+    """Takes a pooled copy after every batch, and reads it when the training is further on."""
+
+    changes_model = False
+
+    def __init__(self, model: Model) -> None:
+        self.found: dict[int, bytes] = {}
+        self.expected: dict[int, bytes] = {}
+        self._model = model
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> Any:
+        snapshot = self.run.snapshot_now(self, pooled=True)
+        self.expected[snapshot.step] = digest(self._model.capture().arrays)  # at once, while nothing moves
+        return self.write(snapshot)
+
+    async def write(self, snapshot: Any) -> None:
+        self.found[snapshot.step] = digest(snapshot.arrays)
+        snapshot.release()
+
+
+def digest(arrays: Mapping[str, Any]) -> bytes:
+    found = hashlib.sha256()
+    for name, array in arrays.items():
+        found.update(name.encode() + array.tobytes())
+    return found.digest()
+
+
+KINDS = [Dense5("sgd"), Dense5("adam"), Table("sgd"), Table("adagrad"), Table("adam")]
+IDS = ["dense sgd", "dense adam", "table sgd", "table adagrad", "table adam"]
+
+
+async def keep(kind: Any, steps: int) -> Keeps:
+    model = kind.build()
+    keeps = Keeps(model)
+    await Trainer(model, seed=1).fit(
+        kind.x, kind.y, batch_size=20, epochs=steps // 20, verbose=0, callbacks=keeps
+    )
+    assert len(keeps.found) == steps
+    return keeps
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+async def test_copies_made_while_the_next_batches_train_are_of_one_moment_to_the_byte(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+    keeps = await keep(kind, 200)
+    assert keeps.found == keeps.expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+async def test_a_copier_that_comes_after_the_update_tears_them_unless_the_gate_holds(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: a gate that lets updates pass, and a copier that comes as late as it can."""
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+    put, pass_gate = copying._Handed.put, copying.Copying.__call__
+    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+    keeps = await keep(kind, 40)
+    assert keeps.found == keeps.expected
+    monkeypatch.setattr(
+        copying.Copying,
+        "__call__",
+        lambda self, segments=None: pass_gate(self) if segments is None else None,
+    )
+    monkeypatch.setattr(copying.Copying, "keep", lambda self, array, rows: None)
+    keeps = await keep(kind, 40)
+    assert keeps.found != keeps.expected

@@ -307,7 +307,7 @@ def test_closing_completes_the_copy_and_ends_the_thread(gate: Copying) -> None:
     assert not [thread for thread in threading.enumerate() if "copier" in thread.name]
 
 
-def test_without_a_thread_to_be_had_the_gate_makes_the_copy(
+def test_without_a_thread_to_be_had_the_copy_is_made_at_once(
     gate: Copying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -316,8 +316,7 @@ def test_without_a_thread_to_be_had_the_gate_makes_the_copy(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     state = live(np.ones(10), pieces=5)
     target = Target(state)
-    gate.begin(state, target)
-    gate()
+    assert gate.begin(state, target).whole
     assert target.arrays[0].tolist() == [1] * 10
 
 
