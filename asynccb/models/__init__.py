@@ -8,6 +8,7 @@ Importing this imports numpy and nothing heavier; HDF5 is loaded when a file is 
       step                one batch: forward, loss, metrics, backward, gate, update
         network           flat weights, the two passes as lists of bound calls
         updates           an optimizer goes over the arrays, block by block
+        tables            a weight that is updated row by row
         heads             loss and last activation in one stable form
       memory, live        where the state lies, what a copy beside the training needs to know of it
       inspection          outputs of layers and gradients, to look at

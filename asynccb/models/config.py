@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from asynccb.models.layers import Layer
-    from asynccb.models.optimizers import Optimizer
+    from asynccb.models.updates import Optimizer
 
 
 class Compiled(NamedTuple):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asynccb.models.files import LayerLayout
     from asynccb.models.layers import Layer
     from asynccb.models.memory import Memory
-    from asynccb.models.optimizers import Optimizer
+    from asynccb.models.updates import Optimizer
 
 
 def live_state(
@@ -30,8 +30,8 @@ def live_state(
 ) -> LiveState:
     """The live state.
 
-    It holds arrays, layers and optimizer, but not the model: that dies when it is let go of, and not only when
-    a collector looks at rings.
+    It holds arrays, layers and optimizer, but not the model, which so dies when it is let go of and not only
+    when a collector looks at rings.
 
     Args:
         memory: where everything lies.

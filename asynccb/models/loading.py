@@ -18,6 +18,7 @@ from asynccb.storage.hdf5 import read_model_file
 
 if TYPE_CHECKING:
     from asynccb.models.arrays import Array
+    from asynccb.models.updates import Optimizer
     from asynccb.storage.hdf5 import Expected, Header
 
 
@@ -67,7 +68,7 @@ class _Plan:
             shape = layer.output_shape(shape)
         self._dtype = np.dtype(parsed.dtype)
         self._compiled: config.Compiled | None = None
-        self._optimizer: optimizers.Optimizer | None = None
+        self._optimizer: Optimizer | None = None
         slots: list[tuple[int, ...]] | None = None
         if header.training_config is not None:
             self._compiled = config.compiled_from(header.training_config)

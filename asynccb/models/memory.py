@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from asynccb.models.arrays import Array
     from asynccb.models.network import Network
-    from asynccb.models.optimizers import Optimizer
+    from asynccb.models.updates import Optimizer
 
     Segment = tuple[int, int, int]
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
-    from asynccb.models.optimizers import Optimizer
     from asynccb.models.state import SequentialState
+    from asynccb.models.updates import Optimizer
     from asynccb.protocols import Batch, Gate, LiveState
 
     Shape = tuple[int, ...]

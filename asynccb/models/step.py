@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asynccb.models.arrays import Array
     from asynccb.models.losses import Loss
     from asynccb.models.network import Network
-    from asynccb.models.optimizers import Optimizer
+    from asynccb.models.updates import Optimizer
     from asynccb.protocols import Gate
 
 

@@ -38,8 +38,9 @@ def sum_rows(numbers: Array, g: Array) -> tuple[Array, Array]:
     """Different ``numbers``, ascending, and for each the sum of the rows of ``g`` that stand beside it."""
     order = np.argsort(numbers, kind="stable")
     ascending = numbers[order]
-    first = np.flatnonzero(np.concatenate((ascending[:1] == ascending[:1], ascending[1:] != ascending[:-1])))
+    new = np.ones(len(ascending), np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=new[1:])
+    first = np.flatnonzero(new)
     if not len(first):
         return ascending, g[:0].copy()
-    sums = np.add.reduceat(g[order], first, axis=0)
-    return ascending[first], sums
+    return ascending[first], np.add.reduceat(g[order], first, axis=0)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asynccb.protocols import Model
 
 _drawn = np.random.default_rng(0)
-X = _drawn.normal(size=(12, 4)).astype("float32")
+X = np.abs(_drawn.normal(size=(12, 4)) * 3).astype("float32")
 Y = np.eye(3, dtype="float32")[np.arange(12) % 3]
 
 
@@ -41,12 +41,28 @@ def sequential(optimizer: str) -> Sequential:
     return model
 
 
+def partly_frozen() -> Sequential:
+    model = sequential("adam")
+    model.layers[0].trainable = model.layers[1].trainable = False
+    model.compile("adam", "categorical_crossentropy")
+    return model
+
+
+def of_words() -> Sequential:
+    """A table whose rows are updated one by one; it reads the numbers before the point as words."""
+    model = Sequential([Embedding(9, 4, input_length=4), Flatten(), Dense(3, activation="softmax")], seed=7)
+    model.compile("adagrad", "categorical_crossentropy")
+    return model
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "bare": lambda: ScriptedModel([3.0, 2.0, 1.0]),
     **{
         optimizer: lambda optimizer=optimizer: sequential(optimizer)
         for optimizer in ("sgd", "rmsprop", "adagrad", "adam", "adamw")
     },
+    "partly frozen": partly_frozen,
+    "of words": of_words,
 }
 
 
