@@ -51,6 +51,15 @@ def views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     return found
 
 
+def padding(shapes: Sequence[tuple[int, ...]], dtype: Any) -> Array:
+    """The indices of the elements of a flat array that belong to no tensor."""
+    free, at = [np.empty(0, np.intp)], 0
+    for shape in shapes:
+        start, at = at + math.prod(shape), at + padded_size(shape, dtype)
+        free.append(np.arange(start, at))
+    return np.concatenate(free)
+
+
 def pack(tensors: Sequence[Array], dtype: Any) -> Array:
     """One zero-padded flat array that holds copies of ``tensors``; :func:`views` finds them again."""
     flat = aligned(sum(padded_size(tensor.shape, dtype) for tensor in tensors), dtype, fill=0.0)

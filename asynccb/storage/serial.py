@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class SerialExecutor(Executor):
     The thread starts with the first job and leaves when none is left, so an idle executor holds nothing.
     Unlike those of the standard library, its thread is never joined by the interpreter at exit: a job that
     hangs cannot keep a process alive. ``submit`` may be called from any thread, also from a job. A future can
-    be cancelled until its job starts.
+    be cancelled until its job starts. A copy, also one made by pickling, is a new one of the same name,
+    without jobs.
 
     Args:
         name: of the thread.
@@ -32,6 +33,10 @@ class SerialExecutor(Executor):
         self._lock = threading.Lock()
         self._running = False
         self._closed = False
+        self._thread: int | None = None  # while it works
+
+    def __reduce__(self) -> tuple[type[SerialExecutor], tuple[str]]:
+        return type(self), (self.name,)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queues ``fn(*args, **kwargs)``.
@@ -52,6 +57,30 @@ class SerialExecutor(Executor):
             future.set_exception(failed)  # outside the lock: a callback of the future may submit again
         return future
 
+    def call(self, job: Callable[[], T]) -> T:
+        """Runs ``job`` on the thread, behind the jobs that wait there, and returns its result. Blocks.
+
+        On the thread itself it runs at once; and where no thread can be started, on the caller's. However the
+        waiting ends, the job runs no longer.
+        """
+        if threading.get_ident() == self._thread:
+            return job()
+        began = threading.Event()
+
+        def run() -> T:
+            began.set()
+            return job()
+
+        future = self.submit(run)
+        try:
+            return future.result()
+        except BaseException:  # the job's own, an interrupt of the wait, or no thread to be had
+            if not future.cancel():
+                wait([future])
+                if not began.is_set():
+                    return job()
+            raise
+
     def _start(self) -> RuntimeError | None:
         # Under the lock. Whoever finds no thread running starts one, and the thread decides under the same
         # lock that it leaves: so no job can be queued between its last look and its leaving.
@@ -64,10 +93,11 @@ class SerialExecutor(Executor):
         return None
 
     def _work(self) -> None:
+        self._thread = threading.get_ident()
         while True:
             with self._lock:
                 if not self._jobs:
-                    self._running = False
+                    self._running, self._thread = False, None
                     return
                 future, job = self._jobs.popleft()
             _run(future, job)
