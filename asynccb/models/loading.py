@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +102,8 @@ class _Plan:
         for (slot, index), array in zip(self._order(trainable), rest, strict=True):
             by_slot[slot][index] = array
         flat = {slot: pack(arrays, self._dtype) for slot, arrays in by_slot.items()}
-        # The file's float32 is the config's number rounded; the config's is the exact one where the two
-        # agree.
+        # The array is the config's number rounded to float32; where it is another, somebody set it.
         exact = optimizer.learning_rate
-        learning_rate = exact if math.isclose(exact, float(rate), rel_tol=1e-6) else float(rate)
+        with np.errstate(over="ignore"):
+            learning_rate = exact if np.float32(exact) == np.float32(rate) else float(rate)
         return OptimizerState(int(iteration), learning_rate, flat, optimizer.slots_by_variable)
