@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from asynccb.storage.seal import SIZE, digesting, seal
+from asynccb.storage.seal import BESIDE, SIZE, digesting, seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +36,12 @@ def write_sealed(path: str, pieces: Sequence[Buffer], size: int, check: Callable
     try:
         with digesting(pieces, size) as digest:
             _allocate(descriptor, size + SIZE)
-            _write(descriptor, pieces)
-            _write(descriptor, [seal(size, digest())], size)
+            if size < BESIDE:
+                _write(descriptor, [*pieces, seal(size, digest())])
+            else:
+                _write(descriptor, pieces)
+                os.fsync(descriptor)  # the disk works while the digest is being computed
+                _write(descriptor, [seal(size, digest())], size)
         check()
         os.fsync(descriptor)
     finally:

@@ -30,8 +30,8 @@ MARK = b"\x89asynccb seal\r\n\x1a"
 _SEAL = struct.Struct("<16sQ32s")
 SIZE = _SEAL.size
 
-_BESIDE = 1 << 20  # bytes; a smaller file is hashed before a thread would have started
-_SMALL = 256 << 10  # bytes; smaller pieces are gathered
+BESIDE = 2 << 20  # bytes; a smaller file is hashed before it is worth a thread
+_SMALL = 2 << 20  # bytes; smaller pieces are gathered
 _GATHERED = 4 << 20  # bytes at a time
 _BLOCK = 4 << 20  # bytes read at a time
 
@@ -52,7 +52,7 @@ def digesting(pieces: Sequence[Buffer], size: int) -> Iterator[Callable[[], byte
         afterwards.
     """
     work = _Digest(pieces)
-    if size < _BESIDE:
+    if size < BESIDE:
         work.run()
         yield work.result
         return

@@ -148,7 +148,7 @@ def peers(arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Row]:
     if importlib.util.find_spec("torch"):
         import torch
 
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         rows["torch.save"] = renamed(lambda path: torch.save(tensors, path))
     if importlib.util.find_spec("safetensors"):
         from safetensors.numpy import save_file
@@ -202,7 +202,7 @@ def measure(rows: dict[str, Row], rounds: int, path: str) -> dict[str, list[floa
 def show(figures: dict[str, list[float]], limits: dict[str, str]) -> None:
     print(f"  {'':28}{'median':>9}{'least':>9}{'most':>9}   ms      / its limit")
     for name, values in figures.items():
-        line = f"  {name:28}{statistics.median(values):9.1f}{min(values):9.1f}{max(values):9.1f}"
+        line = f"  {name:28}{statistics.median(values):9.2f}{min(values):9.2f}{max(values):9.2f}"
         if name in limits:
             line += f"      {ratio(values, figures[limits[name]])}"
         print(line, flush=True)

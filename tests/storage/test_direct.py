@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import pytest
 
@@ -47,11 +48,32 @@ def test_more_pieces_or_bytes_than_one_call_takes_are_several_calls(tmp_path, mo
     monkeypatch.setattr(os, "pwritev", pwritev)
     many = [bytes([index % 256]) * 3 for index in range(2500)]
     assert write(tmp_path / "many", many) == b"".join(many)
-    assert [count for count, _ in calls[:-1]] == [1024, 1024, 452]
+    assert [count for count, _ in calls] == [1024, 1024, 453]  # with the seal
     calls.clear()
     monkeypatch.setattr(direct, "_MOST_BYTES", 100)
     assert write(tmp_path / "large") == CONTENT
-    assert {size for _, size in calls[:-2]} == {100}
+    assert {size for _, size in calls[:-1]} == {100}
+
+
+def test_the_disk_works_on_a_large_file_while_its_digest_is_computed(tmp_path, monkeypatch):
+    synced, real, behind = threading.Event(), os.fsync, []
+
+    def fsync(descriptor):
+        with open(tmp_path / "f", "rb") as file:
+            behind.append(file.read()[size:].strip(b"\0"))
+        real(descriptor)
+        synced.set()
+
+    class Late(bytes):
+        def __len__(self):  # asked for in the digest's thread too, which so waits for the disk
+            if threading.current_thread() is not threading.main_thread():
+                assert synced.wait(30)
+            return super().__len__()
+
+    size = direct.BESIDE
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert write(tmp_path / "f", [Late(size)]) == bytes(size)
+    assert [len(seal) for seal in behind] == [0, SIZE]
 
 
 def test_a_file_that_is_there_already_is_not_touched(tmp_path):

@@ -147,8 +147,7 @@ def trained_shape(layers):
 
 def test_a_model_in_flat_arrays_is_one_system_call_however_many_weights_it_has(tmp_path, calls):
     trained_shape(100).save(tmp_path / "m.h5")
-    assert len(calls) == 2  # the file, and the seal behind it
-    assert sum(calls) == os.path.getsize(tmp_path / "m.h5")
+    assert calls == [os.path.getsize(tmp_path / "m.h5")]
 
 
 @pytest.mark.parametrize("optimizer", ["adam", Adagrad(0.1), "sgd"])
@@ -218,7 +217,7 @@ def test_an_array_that_does_not_fit_leaves_the_layout_as_it_is(tmp_path, calls):
     write_model_file(tmp_path / "a.h5", file_of([numbers((3, 4))[0].T]))
     assert calls == []
     write_model_file(tmp_path / "b.h5", file_of(numbers((4, 3))))
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 def test_a_name_that_looks_like_the_learning_rate_is_kept_as_it_is(tmp_path, calls):
