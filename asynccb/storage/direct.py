@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from asynccb.storage.seal import BESIDE, SIZE, digesting, seal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     Buffer = bytes | memoryview
 
@@ -62,25 +62,31 @@ def _allocate(descriptor: int, size: int) -> None:
 def _write(descriptor: int, pieces: Sequence[Buffer], at: int = 0) -> None:
     """Writes all pieces, one after the other from ``at`` on. A system call that wrote less is continued; one
     that a signal interrupted is repeated by Python itself."""
-    waiting = [memoryview(piece) for piece in reversed(pieces) if len(piece)]
-    while waiting:
-        now: list[memoryview] = []
-        room = _MOST_BYTES
-        while waiting and room and len(now) < _MOST_PIECES:
-            piece = waiting.pop()
-            if len(piece) > room:
-                waiting.append(piece[room:])
-                piece = piece[:room]
-            now.append(piece)
-            room -= len(piece)
-        written = os.pwritev(descriptor, now, at)
-        at += written
-        waiting += reversed(_rest(now, written))
+    for batch in _batches(pieces):
+        waiting = batch
+        while waiting:
+            written = os.pwritev(descriptor, waiting, at)
+            at += written
+            waiting = _rest(waiting, written)
 
 
-def _rest(pieces: list[memoryview], written: int) -> list[memoryview]:
-    for index, piece in enumerate(pieces):
-        if written < len(piece):
-            return [piece[written:], *pieces[index + 1 :]]
-        written -= len(piece)
-    return []
+def _batches(pieces: Sequence[Buffer]) -> Iterator[Sequence[Buffer]]:
+    """The same pieces, as many at a time as one call takes."""
+    for start in range(0, len(pieces), _MOST_PIECES):
+        batch = pieces[start : start + _MOST_PIECES]
+        if sum(map(len, batch)) <= _MOST_BYTES:
+            yield batch
+            continue
+        for piece in batch:
+            for cut in range(0, len(piece), _MOST_BYTES):
+                yield [memoryview(piece)[cut : cut + _MOST_BYTES]]
+
+
+def _rest(pieces: Sequence[Buffer], written: int) -> Sequence[Buffer]:
+    if written == sum(map(len, pieces)):
+        return []
+    first = 0
+    while written >= len(pieces[first]):
+        written -= len(pieces[first])
+        first += 1
+    return [memoryview(pieces[first])[written:], *pieces[first + 1 :]]

@@ -110,11 +110,12 @@ class Template:
         for array in contents.memory:
             if not array.flags.c_contiguous:
                 raise Unfit("an array is not contiguous")
-            pieces.append(array.reshape(-1).view(np.uint8).data)
-            gap = -array.nbytes % ALIGNMENT
-            if gap:
+            piece = array.data.cast("B")
+            pieces.append(piece)
+            size += len(piece)
+            if gap := -len(piece) % ALIGNMENT:
                 pieces.append(_ZEROS[:gap])
-            size += array.nbytes + gap
+                size += gap
         if size != self.size:
             raise ValueError(f"the arrays do not fill the layout: {size} bytes, not {self.size}")
         return [*pieces, state] if state else pieces
