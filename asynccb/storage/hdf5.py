@@ -11,7 +11,8 @@ later could stop the event loop for a whole write.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ from asynccb.storage.template import Template, Templates, Unfit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 __all__ = [
     "ALIGNMENT",
     "LEARNING_RATE",
@@ -55,7 +58,26 @@ __all__ = [
 # only wait.
 hdf5_thread = SerialExecutor("asynccb hdf5")
 
-_templates = Templates(hdf5_thread.call)
+
+def _on_thread(job: Callable[[], T]) -> T:
+    """Runs ``job`` on the thread of HDF5 and waits for it. Nothing of the library gets out of there."""
+
+    def run() -> T:
+        try:
+            return job()
+        except BaseException as error:
+            # The frames of its traceback hold the library's objects, and would be freed on the caller's
+            # thread.
+            reached: BaseException | None = error
+            while reached is not None:
+                traceback.clear_frames(reached.__traceback__)
+                reached = reached.__context__
+            raise
+
+    return hdf5_thread.call(run)
+
+
+_templates = Templates(_on_thread)
 
 
 def write_model_file(path: str | os.PathLike[str], contents: ModelFile) -> None:
@@ -84,7 +106,7 @@ def read_model_file(path: str | os.PathLike[str], expect: Callable[[Header], Exp
             behind a seal is found before the library sees the file.
     """
     name = os.fspath(path)
-    return read_contents(name, expect, hdf5_thread.call)
+    return read_contents(name, expect, _on_thread)
 
 
 def _write(path: str, contents: ModelFile) -> None:
@@ -92,14 +114,14 @@ def _write(path: str, contents: ModelFile) -> None:
     state = layout.state_text(contents.extra)
     template = _templates.get(contents.layout, len(state)) if direct.available() else None
     if template is None or not _written_directly(path, template, contents, state):
-        hdf5_thread.call(lambda: _write_through_library(path, contents, state))
+        _on_thread(lambda: _write_through_library(path, contents, state))
         add_seal(path)
 
 
 def _written_directly(path: str, template: Template, contents: ModelFile, state: bytes) -> bool:
     def prove() -> None:
         if not template.proved:
-            hdf5_thread.call(lambda: template.prove(path, contents.layout))
+            _on_thread(lambda: template.prove(path, contents.layout))
 
     try:
         pieces = template.pieces(contents, state)

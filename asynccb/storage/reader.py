@@ -176,8 +176,11 @@ def _object(path: str, what: str, text: str | bytes) -> dict[str, Any]:
 def _check_groups(path: str, file: Any, expected: Expected) -> None:
     """The layers with weights must be those of the model; a larger file is another model's."""
     layers = file.get("layers")
-    groups = {} if layers is None else {name: layers[name].get("vars") for name in layers}
-    held = {name for name, group in groups.items() if group is not None and len(group)}
+    held = set()
+    for name in layers or ():
+        group = layers[name].get("vars")
+        if group is not None and len(group):
+            held.add(name)
     wanted = {name for name, shapes in expected.layers.items() if shapes}
     if held != wanted:
         missing, foreign = sorted(wanted - held), sorted(held - wanted)
@@ -192,9 +195,11 @@ def _arrays(path: str, file: Any, expected: Expected, size: int) -> Contents:
         places.append(("optimizer/vars", expected.optimizer, "iuf"))
     # All shapes are compared before the first number is read, and together they must fit into the file:
     # several names may lead to the same bytes, but no small file becomes a large model.
-    datasets = [
-        found for place, shapes, kinds in places for found in _matching(path, file, place, shapes, kinds)
-    ]
+    # Loops in place of comprehensions: these would keep `file` in a closure, which outlives its frame's
+    # clearing.
+    datasets: list[Any] = []
+    for place, shapes, kinds in places:
+        datasets.extend(_matching(path, file, place, shapes, kinds))
     if sum(_nbytes(dataset) for dataset in datasets) > size:
         raise FileRefused(path, "its arrays claim to be larger than the file")
     arrays: list[Array] = [np.asarray(dataset[()]) for dataset in datasets]

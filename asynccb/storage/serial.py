@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from concurrent.futures import Executor, Future, wait
@@ -29,11 +30,15 @@ class SerialExecutor(Executor):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._lock = threading.Lock()
         self._running = False
-        self._closed = False
         self._thread: int | None = None  # while it works
+        self._process = os.getpid()
 
     def __reduce__(self) -> tuple[type[SerialExecutor], tuple[str]]:
         return type(self), (self.name,)
@@ -48,6 +53,10 @@ class SerialExecutor(Executor):
             RuntimeError: after :meth:`shutdown`.
         """
         future: Future[T] = Future()
+        if self._process != os.getpid():
+            # A fork has copied this object and not its thread, perhaps with the lock held: who waited here
+            # would wait for ever.
+            self._begin()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the executor {self.name!r} was shut down")
@@ -63,7 +72,7 @@ class SerialExecutor(Executor):
         On the thread itself it runs at once; and where no thread can be started, on the caller's. However the
         waiting ends, the job runs no longer.
         """
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._thread and self._process == os.getpid():
             return job()
         began = threading.Event()
 

@@ -184,16 +184,18 @@ def make(layout: ModelLayout, capacity: int) -> Template:
         made[index] = group.id, name.encode()
         return _empty(group, name, spec.shape, spec.dtype)
 
-    with h5py.File(
-        "asynccb template", "w", driver="core", backing_store=False, libver=layouts.OLDEST
-    ) as file:
-        layouts.build(file, layout, layout.training_config, dataset)
-        if capacity:
-            _empty(file, layouts.STATE, (capacity,), "|u1")
-            made[len(specs)] = file.id, layouts.STATE.encode()
-        file.flush()
-        headers = [h5py.h5o.get_info(*made[index]).addr for index in sorted(made)]
-        image = file.id.get_file_image()
+    try:
+        with h5py.File(
+            "asynccb template", "w", driver="core", backing_store=False, libver=layouts.OLDEST
+        ) as file:
+            layouts.build(file, layout, layout.training_config, dataset)
+            if capacity:
+                _empty(file, layouts.STATE, (capacity,), "|u1")
+                made[len(specs)] = file.id, layouts.STATE.encode()
+            file.flush()
+            headers = [h5py.h5o.get_info(*made[index]).addr for index in sorted(made)]
+            image = file.id.get_file_image()
+    finally:
         made.clear()  # these are objects of the library too
     return Template(layout, image, headers, capacity)
 

@@ -4,7 +4,8 @@
 
 A Sequential of so many tensors and megabytes saves itself. The limit writes as many bytes from one buffer: a
 temporary file, posix_fallocate, one ``pwrite``, rename. Then both compute a SHA-256 in a second thread
-beside the writing, then both fsync the file and its folder too; that is what a checkpoint really does.
+beside the writing, then both fsync the file and its folder too, the limit while its digest is still being
+computed; that is what a checkpoint really does.
 "Arrays apart" is the same with every tensor in memory of its own, as a framework's model has it. Peers write
 the same tensors to a temporary name and rename it, without a digest and an fsync, and are compared with the
 plain limit.
@@ -80,10 +81,10 @@ def raw(data: memoryview, *, digest: bool, sync: bool) -> Row:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, len(data))
         assert os.pwrite(descriptor, data, 0) == len(data)
-        if digest:
-            hashing.join()
         if sync:
             os.fsync(descriptor)
+        if digest:
+            hashing.join()
         os.close(descriptor)
         os.replace(temporary, path)
         if sync:
@@ -209,7 +210,9 @@ def show(figures: dict[str, list[float]], limits: dict[str, str]) -> None:
 
 
 def ratio(left: list[float], right: list[float]) -> str:
-    ratios = sorted(a / b for a, b in zip(left, right, strict=False))
+    if len(left) != len(right):
+        right = [statistics.median(right)] * len(left)
+    ratios = sorted(a / b for a, b in zip(left, right, strict=True))
     return f"{statistics.median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 

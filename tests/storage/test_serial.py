@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -240,6 +241,27 @@ def test_a_copy_is_a_new_one_without_jobs(executor):
     assert copy.submit(lambda: "at once").result(timeout=30) == "at once"
     gate.set()
     drain(executor)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_a_thread_of_its_own():
+    """Its copy of the executor believes that the parent's thread is there."""
+    code = (
+        "import os, threading\n"
+        "from asynccb.storage import SerialExecutor\n"
+        "executor, started, gate = SerialExecutor('x'), threading.Event(), threading.Event()\n"
+        "executor.submit(lambda: (started.set(), gate.wait()))\n"
+        "started.wait()\n"
+        "if child := os.fork():\n"
+        "    gate.set()\n"
+        "    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "ran = executor.submit(lambda: 5).result(timeout=20), executor.call(lambda: 6)\n"
+        "os._exit(0 if ran == (5, 6) else 1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], timeout=50, check=False
+    )
+    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(("kind", "ends"), [("SerialExecutor('x')", True), ("ThreadPoolExecutor(1)", False)])

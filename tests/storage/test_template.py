@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
 import threading
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import h5py
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asynccb.errors import CheckpointWriteError
+from asynccb.errors import CheckpointWriteError, FileRefused
 from asynccb.models import Adagrad, BatchNormalization, Dense, Dropout, Sequential, load_model
 from asynccb.storage import direct, hdf5, template
 from asynccb.storage.hdf5 import hdf5_thread, read_model_file, write_model_file
@@ -356,6 +358,31 @@ def test_all_objects_of_the_library_live_on_its_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(direct, "available", lambda: False)
     model.save(tmp_path / "m.h5")
     assert seen == {"asynccb hdf5"}
+
+
+def test_an_error_takes_none_of_the_librarys_objects_off_its_thread(tmp_path, monkeypatch):
+    contents = file_of(numbers((3, 4)))
+    write_model_file(tmp_path / "m.h5", contents)
+    opened, real = [], h5py.File
+
+    def file(*args, **kwargs):
+        found = real(*args, **kwargs)
+        opened.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(h5py, "File", file)
+    with pytest.raises(FileRefused) as refused:
+        read_model_file(tmp_path / "m.h5", expect(file_of(numbers((4, 3)))))
+
+    def explode(header):
+        raise RuntimeError("the caller's own")
+
+    with pytest.raises(RuntimeError, match="the caller's own") as own:
+        read_model_file(tmp_path / "m.h5", explode)
+    gc.collect()
+    assert [reference() for reference in opened] == [None, None]
+    assert refused.tb
+    assert own.tb  # both are still held
 
 
 def test_a_save_on_the_librarys_own_thread_does_not_wait_for_itself(tmp_path):
