@@ -31,8 +31,8 @@ _SEAL = struct.Struct("<16sQ32s")
 SIZE = _SEAL.size
 
 BESIDE = 2 << 20  # bytes; a smaller file is hashed before it is worth a thread
-_SMALL = 2 << 20  # bytes; smaller pieces are gathered
-_GATHERED = 4 << 20  # bytes at a time
+_SMALL, _SMALLEST = 2 << 20, 64 << 10  # bytes; smaller pieces than a sixteenth of the whole are gathered,
+_GATHERED = 4 << 20  # so many bytes at a time
 _BLOCK = 4 << 20  # bytes read at a time
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -51,7 +51,7 @@ def digesting(pieces: Sequence[Buffer], size: int) -> Iterator[Callable[[], byte
         A function that waits for the digest. Leaving the block waits too, so that nobody reads the pieces
         afterwards.
     """
-    work = _Digest(pieces)
+    work = _Digest(pieces, size)
     if size < BESIDE:
         work.run()
         yield work.result
@@ -78,15 +78,15 @@ def digesting(pieces: Sequence[Buffer], size: int) -> Iterator[Callable[[], byte
 
 
 class _Digest:
-    def __init__(self, pieces: Sequence[Buffer]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Sequence[Buffer], size: int) -> None:
+        self._pieces, self._size = pieces, size
         self._digest = hashlib.sha256()
         self._failed: Exception | None = None
         self.unwanted = False
 
     def run(self) -> None:
         try:
-            for block in _blocks(self._pieces):
+            for block in _blocks(self._pieces, self._size):
                 if self.unwanted:
                     return
                 self._digest.update(block)
@@ -99,21 +99,25 @@ class _Digest:
         return self._digest.digest()
 
 
-def _blocks(pieces: Sequence[Buffer]) -> Iterator[Buffer | bytearray]:
-    """The same bytes in fewer pieces: each hashing may have to wait for the interpreter lock afterwards."""
-    gathered = bytearray()
+def _blocks(pieces: Sequence[Buffer], size: int) -> Iterator[Buffer]:
+    """The same bytes in fewer pieces: after each the interpreter lock has to be waited for.
+
+    Where pieces are many they are gathered, in memory that is used again for the next block.
+    """
+    small = min(_SMALL, max(_SMALLEST, size // 16))
+    gathered, at = memoryview(bytearray(min(_GATHERED, size))), 0
     for piece in pieces:
-        if len(piece) < _SMALL:
-            gathered += piece
-            if len(gathered) < _GATHERED:
-                continue
-        if gathered:
-            yield gathered
-            gathered.clear()
-        if len(piece) >= _SMALL:
+        end = at + len(piece)
+        if at and (len(piece) >= small or end > len(gathered)):
+            yield gathered[:at]
+            at, end = 0, len(piece)
+        if len(piece) >= small:
             yield piece
-    if gathered:
-        yield gathered
+        else:
+            gathered[at:end] = piece
+            at = end
+    if at:
+        yield gathered[:at]
 
 
 def add_seal(path: str) -> None:

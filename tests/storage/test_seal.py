@@ -269,8 +269,18 @@ def test_what_goes_wrong_in_the_second_thread_is_raised_where_the_digest_is_want
         digest()
 
 
-def test_many_small_pieces_are_few_blocks():
-    pieces = [bytes(1000)] * 20_000
-    sizes = [len(bytes(block)) for block in seal._blocks(pieces)]
-    assert sum(sizes) == 20_000_000
-    assert len(sizes) == 5
+@pytest.mark.parametrize(
+    ("sizes", "blocks"),
+    [
+        ([1000] * 20_000, 5),
+        ([400_000] * 100, 10),  # the arrays of a framework's model
+        ([300_000, 24, 12, 5_000_000, 5_000_000, 100], 4),  # ours: header, rate, two flat arrays, state
+        ([30_000, 900_000, 100], 3),
+    ],
+)
+def test_many_small_pieces_are_few_blocks_and_large_ones_are_not_copied(sizes, blocks):
+    pieces = [bytes(size) for size in sizes]
+    found = [(len(block), block in pieces) for block in seal._blocks(pieces, sum(sizes))]
+    assert sum(size for size, _ in found) == sum(sizes)
+    assert len(found) == blocks
+    assert all(own for size, own in found if size > 4 << 20)
