@@ -34,6 +34,7 @@ MOST_BYTES = 32 << 20  # of headers; the newest is always kept
 
 _UNDEFINED = 0xFFFF_FFFF_FFFF_FFFF
 _LAYOUT_MESSAGE = 8
+_OLDEST_SUPERBLOCK = b"\x89HDF\r\n\x1a\n\0"
 _SUPERBLOCK_END = 40  # where the oldest superblock has the length of the file
 _ZEROS = bytes(ALIGNMENT)
 
@@ -66,6 +67,8 @@ class Template:
             Unfit: the image is not made as expected.
         """
         head, at = bytearray(image), padded(len(image))
+        if not head.startswith(_OLDEST_SUPERBLOCK):
+            raise Unfit("another version of the superblock")
         specs = layout.specs()
         self.offsets: list[int | None] = [None] * len(specs)
         for index in layout.order:
@@ -78,8 +81,6 @@ class Template:
             self.state_at = at
             _place(head, headers[-1], at, capacity)
             at += capacity
-        if head[:8] != b"\x89HDF\r\n\x1a\n" or head[8] != 0:
-            raise Unfit("another version of the superblock")
         struct.pack_into("<Q", head, _SUPERBLOCK_END, at)
         self.head, self.size, self.proved = bytes(head.ljust(padded(len(head)), b"\0")), at, False
         self._hole = self._find_hole(layout)
@@ -244,7 +245,7 @@ class Templates:
                 return self._known[key]
         try:
             template = make(*key)
-        except Unfit:
+        except Exception:  # written as a whole, it works or says what is wrong
             template = None
         self._keep(key, template)
         return template

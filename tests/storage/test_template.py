@@ -240,6 +240,17 @@ def test_without_the_system_call_the_library_writes(tmp_path, monkeypatch):
     assert [w.tobytes() for w in loaded.get_weights()] == [w.tobytes() for w in model.get_weights()]
 
 
+def test_a_library_that_makes_no_template_writes_the_file_itself(tmp_path, monkeypatch, calls):
+    def odd(*args):
+        raise TypeError("an argument has another name by now")
+
+    monkeypatch.setattr(template, "make", odd)
+    contents = file_of(numbers((3, 4)))
+    write_model_file(tmp_path / "m.h5", contents)
+    assert calls == []
+    assert same(read_model_file(tmp_path / "m.h5", expect(contents)).weights[0], contents.memory[0])
+
+
 def misplace(monkeypatch):
     real = template._place
     monkeypatch.setattr(
