@@ -693,15 +693,17 @@ async def test_what_a_cancelled_training_still_writes_comes_before_the_next_trai
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    new = with_run(checkpoint, FakeRun())
+    overtaken = threading.Event()
+    new = with_run(checkpoint, FakeRun(overtaken.set))
     new.snapshots += old.snapshots  # so that its own is number 1
-    begun = asyncio.ensure_future(checkpoint.on_train_begin())
-    await asyncio.sleep(0)
+    writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert writing is not None
+    task = asyncio.create_task(writing)
+    while not checkpoint._writer._jobs and not overtaken.is_set():
+        await asyncio.sleep(0)
+    assert not overtaken.is_set()
     go_on.set()
-    await begun
-    later = checkpoint.on_epoch_end(0, {"loss": 1.0})
-    assert later is not None
-    await later
+    await task
     assert (tmp_path / "w.h5").read_text() == "1"
 
 
