@@ -699,8 +699,12 @@ async def test_what_a_cancelled_training_still_writes_comes_before_the_next_trai
     writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
     assert writing is not None
     task = asyncio.create_task(writing)
-    while not checkpoint._writer._jobs and not overtaken.is_set():
-        await asyncio.sleep(0)
+
+    def queued() -> None:
+        while not checkpoint._writer._jobs and not overtaken.wait(0.001):
+            pass
+
+    await asyncio.to_thread(queued)
     assert not overtaken.is_set()
     go_on.set()
     await task
