@@ -38,6 +38,8 @@ SMALLEST_STATE = 1024  # bytes; a larger one takes the next power of two, so tha
 # checksums over what differs from save to save.
 OLDEST = ("earliest", "v110")
 
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
 _KERAS_VERSION = "3.0.0"  # readers choose the conversion of old weights by it
 _ATTRIBUTE_LIMIT = 60_000  # bytes; an array attribute must stay below 64 KiB
 
@@ -104,7 +106,7 @@ def state_text(extra: Mapping[str, Any]) -> bytes:
     """The content of ``asynccb/state``; empty where there is none. Its length is a power of two."""
     if not extra:
         return b""
-    text = json.dumps(extra, sort_keys=True, separators=(",", ":")).encode()
+    text = _json(extra).encode()
     return text.ljust(max(SMALLEST_STATE, 1 << (len(text) - 1).bit_length()))
 
 
