@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import warnings
 import weakref
@@ -16,10 +17,10 @@ from asynccb.callbacks.file_template import FileTemplate
 from asynccb.callbacks.monitor import Monitor, find_key
 from asynccb.callbacks.say import say
 from asynccb.errors import ArgumentError, nearest
+from asynccb.storage.serial import SerialExecutor
 from asynccb.text import printable
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Coroutine, Mapping
 
     from asynccb.callbacks.base import SnapshotHandle
@@ -105,6 +106,9 @@ class ModelCheckpoint(Callback):
     ) -> None:
         self._template = FileTemplate(filepath)
         self.filepath = self._template.text
+        # Its own, so that a save waits for no other training's. The same for all trainings of the callback:
+        # what a cancelled one still writes gets its name before a later save does.
+        self._writer = SerialExecutor("asynccb checkpoint")
         self._monitor = Monitor(
             monitor,
             mode,
@@ -201,9 +205,7 @@ class ModelCheckpoint(Callback):
             self._fields_were_there = not missing
 
     async def _prepare(self) -> None:
-        from asynccb.storage.hdf5 import hdf5_thread
-
-        await asyncio.get_running_loop().run_in_executor(hdf5_thread, self._template.prepare)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._template.prepare)
 
     def _refuse(self, missing: list[str], known: Any) -> None:
         if missing:
@@ -291,12 +293,10 @@ class ModelCheckpoint(Callback):
         return None
 
     async def _write(self, save: _Save) -> None:
-        from asynccb.storage.hdf5 import hdf5_thread
-
         with _waiting_lock:  # from here on nobody replaces what is written
             if self._waiting is not None and self._waiting() is save:
                 self._waiting = None
-        writing = hdf5_thread.submit(self._write_now, save)
+        writing = self._writer.submit(self._write_now, save)
         # Released by the writer and not here: when this task is cancelled, the thread may still read the
         # arrays.
         writing.add_done_callback(lambda _: save.snapshot.release())
@@ -305,7 +305,8 @@ class ModelCheckpoint(Callback):
             self.run.announce_saved(save.path, save.epoch)
 
     def _write_now(self, save: _Save) -> None:
-        self._template.make_room(save.path)
+        if os.path.dirname(save.path) != self._template.folder:
+            self._template.make_room(save.path)
         save.snapshot.save(save.path, weights_only=self.save_weights_only)
         if self.verbose:
             say(f"\nEpoch {save.epoch + 1}: finished saving model to {printable(save.path)}")

@@ -23,11 +23,10 @@ class Compiled(NamedTuple):
     loss: str
     metrics: tuple[str, ...]
 
-    def training_config(self, learning_rate: float | None = None) -> dict[str, Any]:
-        """The ``training_config`` of a file; ``learning_rate`` replaces the one at compile time."""
+    def training_config(self, learning_rate: float | str) -> dict[str, Any]:
+        """The ``training_config`` of a file; ``learning_rate`` takes the place of the one at compile time."""
         optimizer = dict(self.optimizer)
-        if learning_rate is not None:
-            optimizer["config"] = {**optimizer["config"], "learning_rate": learning_rate}
+        optimizer["config"] = {**optimizer["config"], "learning_rate": learning_rate}
         return {
             "loss": self.loss,
             "loss_weights": None,

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from asynccb.errors import ArgumentError
+from asynccb.models.memory import Tensors
 from asynccb.models.names import numbered, snake_case
-from asynccb.storage.hdf5 import LayerArrays, ModelFile, read_model_file, write_model_file
+from asynccb.storage.hdf5 import (
+    LEARNING_RATE,
+    ArraySpec,
+    LayerSpec,
+    ModelFile,
+    ModelLayout,
+    read_model_file,
+    write_model_file,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
@@ -78,25 +89,102 @@ def save_state(state: SequentialState, path: str | os.PathLike[str], *, weights_
 
 
 def to_records(state: SequentialState, *, weights_only: bool) -> ModelFile:
-    """The records of a state's file."""
-    arrays = iter(state.weights().values())
-    layers = tuple(
-        LayerArrays(layer.name, layer.group, tuple((weight.name, next(arrays)) for weight in layer.weights))
-        for layer in state.layout
+    """The records of a state's file; its arrays are the state's own."""
+    held = None if weights_only or state.compiled is None else state.optimizer
+    plan = _plan(
+        _Same(state.config),
+        _Same(state.layout),
+        _Same(None if held is None else state.compiled),
+        () if held is None else tuple(held.slots),
+        held is not None and held.by_variable,
+        state.dtype,
     )
-    training, slots = None, None
-    if state.compiled is not None and state.optimizer is not None and not weights_only:
-        training = state.compiled.training_config(state.optimizer.learning_rate)
-        iteration, rate, *rest = state.optimizer_arrays().values()
-        slots = (iteration.astype(np.int32), rate.astype(np.float32), *rest)
+    memory = [*_pieces(state.tensors, plan.weights)]
+    if held is not None:
+        memory += [np.array(held.iterations, np.int32), np.array(held.learning_rate, np.float32)]
+        for slot in held.slots.values():
+            memory += _pieces(slot, range(len(slot)))
     return ModelFile(
-        model_name=str(state.config["config"]["name"]),
-        model_config=state.config,
-        training_config=training,
-        layers=layers,
-        optimizer=slots,
+        plan.layout,
+        tuple(memory),
+        learning_rate=None if held is None else held.learning_rate,
         extra={} if weights_only else {"random": state.random},
     )
+
+
+class _Plan(NamedTuple):
+    layout: ModelLayout
+    weights: list[int]
+    """The weights in the order of the file: those that the optimizer has slots for first."""
+
+
+class _Same:
+    """A key that is equal for the very same object alone: comparing configs costs more than saving them."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+@lru_cache(maxsize=8)
+def _plan(
+    config: _Same,
+    layout: _Same,
+    compiled: _Same,
+    slots: tuple[str, ...],
+    by_variable: bool,
+    dtype: np.dtype[Any],
+) -> _Plan:
+    """What is the same for all files of a training."""
+    layers: tuple[LayerLayout, ...] = layout.it
+    weights = [weight for layer in layers for weight in layer.weights]
+    trainable = [index for index, weight in enumerate(weights) if weight.trainable]
+    frozen = [index for index, weight in enumerate(weights) if not weight.trainable]
+    order, optimizer = trainable + frozen, None
+    if compiled.it is not None:
+        placed = optimizer_order(slots, len(trainable), by_variable=by_variable)
+        shapes = [weights[trainable[index]].shape for _, index in placed]
+        optimizer = (
+            ArraySpec((), np.dtype(np.int32).str),
+            ArraySpec((), np.dtype(np.float32).str),
+            *(ArraySpec(shape, dtype.str) for shape in shapes),
+        )
+        first = len(weights)
+        place = {which: first + 2 + index for index, which in enumerate(placed)}
+        order += [first, first + 1]
+        order += [place[slot, index] for slot in slots for index in range(len(trainable))]
+    file = ModelLayout(
+        model_name=str(config.it["config"]["name"]),
+        model_config=_json(config.it),
+        training_config=None if optimizer is None else _json(compiled.it.training_config(LEARNING_RATE)),
+        layers=tuple(
+            LayerSpec(
+                layer.name,
+                layer.group,
+                tuple((weight.name, ArraySpec(weight.shape, dtype.str)) for weight in layer.weights),
+            )
+            for layer in layers
+        ),
+        optimizer=optimizer,
+        order=tuple(order),
+    )
+    return _Plan(file, trainable + frozen)
+
+
+def _pieces(tensors: Sequence[Array], order: Sequence[int]) -> Iterator[Array]:
+    if isinstance(tensors, Tensors):
+        yield from tensors.pieces()
+    else:
+        yield from (tensors[index] for index in order if tensors[index].size)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def load_weights(path: str | os.PathLike[str], layout: Sequence[LayerLayout]) -> list[Array]:

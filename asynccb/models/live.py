@@ -47,14 +47,16 @@ def live_state(
     def complete(copies: Sequence[Array]) -> SequentialState:
         made = None
         if optimizer is not None:
-            slots = {slot: Tensors(copies, places) for slot, places in memory.slots.items()}
+            slots = {
+                slot: Tensors(copies, places, memory.slot_runs[slot]) for slot, places in memory.slots.items()
+            }
             rate, by_variable = optimizer.learning_rate, optimizer.slots_by_variable
             made = OptimizerState(optimizer.iterations, rate, slots, by_variable)
         return SequentialState(
             config=config,
             compiled=compiled,
             layout=layout,
-            weights=Tensors(copies, memory.weights),
+            weights=Tensors(copies, memory.weights, memory.runs),
             optimizer=made,
             random={layer.name: state for layer in layers if (state := layer.random_state()) is not None},
             rebuild=rebuild,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +101,8 @@ class _Plan:
         by_slot: dict[str, list[Any]] = {name: [None] * trainable for name in optimizer.slot_names()}
         for (slot, index), array in zip(self._order(trainable), rest, strict=True):
             by_slot[slot][index] = array
-        # The file's float32 is the config's number rounded; the config's is the exact one where the two
-        # agree.
+        # The array is the config's number rounded to float32; where it is another, somebody set it.
         exact = optimizer.learning_rate
-        learning_rate = exact if math.isclose(exact, float(rate), rel_tol=1e-6) else float(rate)
+        with np.errstate(over="ignore"):
+            learning_rate = exact if np.float32(exact) == np.float32(rate) else float(rate)
         return OptimizerState(int(iteration), learning_rate, by_slot, optimizer.slots_by_variable)

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from asynccb.models.arrays import padded_size
 
 if TYPE_CHECKING:
@@ -40,12 +42,46 @@ class Place(NamedTuple):
         return flat[self.start : self.start + math.prod(self.shape)].reshape(self.shape)
 
 
-class Tensors(Sequence[Any]):
-    """The tensors at ``places`` of ``arrays``; the views are cut when one is first asked for."""
+class Run(NamedTuple):
+    """Tensors that lie one behind the other in one array.
 
-    def __init__(self, arrays: Sequence[Array], places: Sequence[Place]) -> None:
-        self._arrays, self._places = arrays, places
+    Attributes:
+        array: its index.
+        start, stop: its elements from the first tensor to the end of the last one's padding.
+        tensors: indices of the tensors, in their order.
+        between: the elements of the run that belong to no tensor, counted from ``start``.
+    """
+
+    array: int
+    start: int
+    stop: int
+    tensors: tuple[int, ...]
+    between: Array
+
+
+class Tensors(Sequence[Any]):
+    """The tensors at ``places`` of ``arrays``; the views are cut when one is first asked for.
+
+    Args:
+        arrays: where they lie.
+        places: of each.
+        runs: all of them once, in the order of a file.
+    """
+
+    def __init__(self, arrays: Sequence[Array], places: Sequence[Place], runs: Sequence[Run]) -> None:
+        self._arrays, self._places, self._runs = arrays, places, runs
         self._views: list[Array] | None = None
+
+    def pieces(self) -> Iterator[Array]:
+        """The memory of all of them, in the order of the runs: a run whole if nothing but zeros lies between
+        its tensors, else tensor by tensor. What goes into a file must not depend on what an update left
+        there."""
+        for run in self._runs:
+            flat = self._arrays[run.array].reshape(-1)[run.start : run.stop]
+            if flat[run.between].any():
+                yield from (self[index] for index in run.tensors)
+            else:
+                yield flat
 
     def __len__(self) -> int:
         return len(self._places)
@@ -67,7 +103,9 @@ class Memory(NamedTuple):
         segments: (array, start, stop) along axis 0, in the order in which an update overwrites them.
         constants: index of the array that no batch changes, None if there is none.
         weights: place of each weight.
+        runs: of the weights, the trainable ones first.
         slots: slot name -> place of the slot of each trainable weight.
+        slot_runs: slot name -> runs of its places.
         through_moving: number of segments up to the last one of the running means.
     """
 
@@ -75,7 +113,9 @@ class Memory(NamedTuple):
     segments: tuple[Segment, ...]
     constants: int | None
     weights: tuple[Place, ...]
+    runs: tuple[Run, ...]
     slots: dict[str, tuple[Place, ...]]
+    slot_runs: dict[str, tuple[Run, ...]]
     through_moving: int
 
 
@@ -97,18 +137,50 @@ def lay_out(network: Network, optimizer: Optimizer | None) -> Memory:
     segments = _overwritten(index, optimizer, network) + _in_parts(found, index, "moving")
     through_moving = len(segments)
     segments += _in_parts(found, index, "table") + _in_parts(found, index, "constant")
-    trainable = [(kind, start, shape) for kind, start, shape in where if kind in ("dense", "table")]
+    learned = [at for at, (kind, _, _) in enumerate(where) if kind in ("dense", "table")]
+    order = learned + [at for at in range(len(where)) if at not in set(learned)]
+    weights = tuple(Place(index[kind, ""], start, shape) for kind, start, shape in where)
+    slot_places = {
+        slot: tuple(
+            Place(index[kind, slot], start, shape) for kind, start, shape in (where[at] for at in learned)
+        )
+        for slot in slots
+    }
+    sizes = [array.size for array in found.values()]
+    dtype = network.params.dtype
     return Memory(
         arrays=tuple(found.values()),
         segments=tuple(segments),
         constants=index.get(("constant", "")),
-        weights=tuple(Place(index[kind, ""], start, shape) for kind, start, shape in where),
-        slots={
-            slot: tuple(Place(index[kind, slot], start, shape) for kind, start, shape in trainable)
-            for slot in slots
+        weights=weights,
+        runs=runs_of(weights, order, sizes, dtype),
+        slots=slot_places,
+        slot_runs={
+            slot: runs_of(places, range(len(places)), sizes, dtype) for slot, places in slot_places.items()
         },
         through_moving=through_moving,
     )
+
+
+def runs_of(
+    places: Sequence[Place], order: Sequence[int], sizes: Sequence[int], dtype: Any
+) -> tuple[Run, ...]:
+    """The places in ``order``, neighbours together; ``sizes`` are those of the arrays, in elements. Tensors
+    without elements are left out."""
+    runs: list[Run] = []
+    for index in order:
+        array, start, shape = places[index]
+        if not math.prod(shape):
+            continue
+        stop = min(start + padded_size(shape, dtype), sizes[array])
+        between = np.arange(start + math.prod(shape), stop)
+        last = runs[-1] if runs else None
+        if last is not None and (last.array, last.stop) == (array, start):
+            gaps = np.concatenate([last.between, between - last.start])
+            runs[-1] = Run(array, last.start, stop, (*last.tensors, index), gaps)
+        else:
+            runs.append(Run(array, start, stop, (index,), between - start))
+    return tuple(runs)
 
 
 def _starts(network: Network) -> Iterator[Any]:

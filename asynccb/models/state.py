@@ -58,6 +58,15 @@ class SequentialState:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_arrays": None}  # else every array would be written twice
 
+    @property
+    def tensors(self) -> Sequence[Array]:
+        """The arrays of :meth:`weights`, as they lie in memory."""
+        return self._weights
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._weights[0].dtype if len(self._weights) else np.dtype(np.float32)
+
     def weights(self) -> dict[str, Array]:
         """``"<layer>/<weight>"`` -> read-only array, in the order of ``get_weights``."""
         return {

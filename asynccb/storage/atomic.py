@@ -22,7 +22,9 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _LONGEST = 200  # characters of the name that the temporary name repeats; file systems allow 255 bytes in all
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:
+def atomic_write(
+    path: str | os.PathLike[str], write: Callable[[str], object], *, synced: bool = False
+) -> None:
     """Calls ``write(temporary name)`` and puts the result in place of ``path``, durably. Blocks.
 
     The folder is created if it is missing. The temporary name is ``.<name>.<random>.tmp``, beside ``path``.
@@ -30,6 +32,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -
     Args:
         path: the file to replace or to create.
         write: creates the file whose name it is given, and closes it.
+        synced: ``write`` synchronizes the file itself.
 
     Raises:
         CheckpointWriteError: if anything failed. What stood at ``path`` is untouched and the temporary file
@@ -37,13 +40,18 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[str], object]) -
             warning instead: the new file is in place, and might be gone after a power cut.
     """
     path = os.fspath(path)
-    target = os.path.realpath(path)  # a link stays a link; what it leads to is replaced
+    # As few system calls as possible: after each, this thread may have to wait for the interpreter lock.
+    target = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    if os.path.islink(target):
+        target = os.path.realpath(target)  # a link stays a link; what it leads to is replaced
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name[:_LONGEST]}.{secrets.token_hex(4)}.tmp")
     try:
-        os.makedirs(folder, exist_ok=True)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
         write(temporary)
-        _sync_file(temporary)
+        if not synced:
+            _sync_file(temporary)
         os.replace(temporary, target)
     except Exception as error:
         _remove(temporary)

@@ -1,67 +1,99 @@
-"""HDF5: the one writer of model files, the door to the one reader, and the thread for background saves.
+"""HDF5: the one writer of model files, the door to the one reader, and the thread of the library.
 
-The layout is one that Keras 3 opens under every name: each weight is stored once, under ``layers``, and
-hard-linked under ``model_weights`` for the older reader::
+What a file looks like stands in ``storage.layout``, how it is written without the library in
+``storage.template``, what makes damage visible in ``storage.seal``.
 
-    /  @model_config @training_config @keras_version @backend @asynccb_state
-    vars                                             empty
-    layers/<class>_<n>/vars/<index>                  the weights
-    model_weights/<layer>/<model>/<layer>/<weight>   hard links to them
-    optimizer/vars/<index>                           iteration, learning rate, slots
-
-``optimizer_weights`` is never written: with it Keras builds an optimizer without slots.
-
-h5py is imported when a file is first touched, and every h5py object lives and dies inside one call: its
-release takes the library's global lock, so one that the garbage collector finds later could stop the event
-loop for a whole write.
+h5py is imported when a file is first touched, and all its objects live and die on one thread, inside one job:
+the library has one global lock, and an object's release takes it too, so one that the garbage collector finds
+later could stop the event loop for a whole write.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from asynccb.storage import direct, layout
 from asynccb.storage.atomic import atomic_write
 from asynccb.storage.reader import read_contents
-from asynccb.storage.records import Contents, Expected, Header, LayerArrays, ModelFile
+from asynccb.storage.records import (
+    ALIGNMENT,
+    LEARNING_RATE,
+    ArraySpec,
+    Contents,
+    Expected,
+    Header,
+    LayerSpec,
+    ModelFile,
+    ModelLayout,
+)
+from asynccb.storage.seal import add_seal
 from asynccb.storage.serial import SerialExecutor
+from asynccb.storage.template import Template, Templates, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 __all__ = [
+    "ALIGNMENT",
+    "LEARNING_RATE",
+    "ArraySpec",
     "Contents",
     "Expected",
     "Header",
-    "LayerArrays",
+    "LayerSpec",
     "ModelFile",
+    "ModelLayout",
     "hdf5_thread",
     "read_model_file",
     "write_model_file",
 ]
 
-# Background saves run their h5py work here. The library has one global lock, so a second thread would only
-# wait.
+# Templates, reads and what does not fit a template. The library has one global lock, so a second thread would
+# only wait.
 hdf5_thread = SerialExecutor("asynccb hdf5")
 
-_KERAS_VERSION = "3.0.0"  # readers choose the conversion of old weights by it
-_ATTRIBUTE_LIMIT = 60_000  # bytes; an array attribute must stay below 64 KiB
+
+def _on_thread(job: Callable[[], T]) -> T:
+    """Runs ``job`` on the thread of HDF5 and waits for it. Nothing of the library gets out of there."""
+
+    def run() -> T:
+        try:
+            return job()
+        except BaseException as error:
+            # The frames of its traceback hold the library's objects, and would be freed on the caller's
+            # thread.
+            reached: BaseException | None = error
+            while reached is not None:
+                traceback.clear_frames(reached.__traceback__)
+                reached = reached.__context__
+            raise
+
+    return hdf5_thread.call(run)
+
+
+_templates = Templates(_on_thread)
 
 
 def write_model_file(path: str | os.PathLike[str], contents: ModelFile) -> None:
     """Writes a model file, atomically and durably. Blocks. Equal contents give equal bytes.
 
+    The first save of a layout waits for the thread of HDF5; later ones wait for nobody, and take no memory of
+    the order of the arrays.
+
     Raises:
         CheckpointWriteError: if it could not be written; what stood at ``path`` is untouched.
     """
-    atomic_write(path, lambda temporary: _write(temporary, contents))
+    atomic_write(path, lambda temporary: _write(temporary, contents), synced=True)
 
 
 def read_model_file(path: str | os.PathLike[str], expect: Callable[[Header], Expected]) -> Contents:
-    """Reads a model file.
+    """Reads a model file, on the thread of HDF5; the caller waits for it.
 
     Args:
         path: the file.
@@ -70,60 +102,54 @@ def read_model_file(path: str | os.PathLike[str], expect: Callable[[Header], Exp
 
     Raises:
         FileNotFoundError: if there is no such file.
-        FileRefused: for a file that is damaged, not safe, or does not hold exactly these shapes.
+        FileRefused: for a file that is damaged, not safe, or does not hold exactly these shapes. Damage
+            behind a seal is found before the library sees the file.
     """
-    return read_contents(os.fspath(path), expect)
+    name = os.fspath(path)
+    return read_contents(name, expect, _on_thread)
 
 
 def _write(path: str, contents: ModelFile) -> None:
+    """Writes a new file and makes it durable."""
+    state = layout.state_text(contents.extra)
+    template = _templates.get(contents.layout, len(state)) if direct.available() else None
+    if template is None or not _written_directly(path, template, contents, state):
+        _on_thread(lambda: _write_through_library(path, contents, state))
+        add_seal(path)
+
+
+def _written_directly(path: str, template: Template, contents: ModelFile, state: bytes) -> bool:
+    def prove() -> None:
+        if not template.proved:
+            _on_thread(lambda: template.prove(path, contents.layout))
+
+    try:
+        pieces = template.pieces(contents, state)
+    except Unfit:  # these arrays; others of the layout may fit
+        return False
+    try:
+        direct.write_sealed(path, pieces, template.size, prove)
+    except Unfit:
+        _templates.refuse(contents.layout, len(state))
+        os.unlink(path)
+        return False
+    return True
+
+
+def _write_through_library(path: str, contents: ModelFile, state: bytes) -> None:
     import h5py
 
+    arrays, form = contents.arrays(), contents.layout
+
+    def dataset(group: Any, name: str, index: int) -> Any:
+        return group.create_dataset(name, data=arrays[index], track_times=False)
+
+    training = form.training_config
+    if training is not None:
+        training = layout.fill_in(training, contents.learning_rate)
     # The name is ours alone until the rename, so no lock is needed; some network file systems cannot give
     # one.
-    with h5py.File(path, "w", locking=False) as file:
-        for name, value in _attributes(contents):
-            file.attrs[name] = value
-        file.create_group("vars")
-        layers, links = file.create_group("layers"), file.create_group("model_weights")
-        _names(links, "layer_names", [layer.name for layer in contents.layers])
-        links.attrs["backend"] = "numpy"
-        links.attrs["keras_version"] = _KERAS_VERSION
-        for layer in contents.layers:
-            stored = layers.create_group(layer.group).create_group("vars")
-            linked = links.create_group(layer.name)
-            paths = [f"{contents.model_name}/{layer.name}/{name}" for name, _ in layer.weights]
-            _names(linked, "weight_names", paths)
-            for index, (path_in_layer, (_, array)) in enumerate(zip(paths, layer.weights, strict=True)):
-                linked[path_in_layer] = _dataset(stored, index, array)
-        if contents.optimizer is not None:
-            variables = file.create_group("optimizer").create_group("vars")
-            for index, array in enumerate(contents.optimizer):
-                _dataset(variables, index, array)
-
-
-def _dataset(group: Any, index: int, array: Any) -> Any:
-    return group.create_dataset(str(index), data=array, track_times=False)
-
-
-def _attributes(contents: ModelFile) -> Iterator[tuple[str, str]]:
-    yield "asynccb_state", _json(contents.extra)
-    yield "backend", "numpy"
-    yield "keras_version", _KERAS_VERSION
-    yield "model_config", _json(contents.model_config)
-    if contents.training_config is not None:
-        yield "training_config", _json(contents.training_config)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _names(group: Any, attribute: str, names: Sequence[str]) -> None:
-    """Names as an array attribute; a long list in numbered pieces ``<attribute>0``, ... as Keras has it."""
-    array = np.array([name.encode() for name in names]) if names else np.array([], np.float64)
-    pieces = -(-array.nbytes // _ATTRIBUTE_LIMIT)
-    if pieces <= 1:
-        group.attrs[attribute] = array
-        return
-    for number, piece in enumerate(np.array_split(array, pieces)):
-        group.attrs[f"{attribute}{number}"] = piece
+    with h5py.File(path, "w", locking=False, libver=layout.OLDEST) as file:
+        layout.build(file, form, training, dataset)
+        if state:
+            file.create_dataset(layout.STATE, data=np.frombuffer(state, np.uint8), track_times=False)

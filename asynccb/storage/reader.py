@@ -6,8 +6,9 @@ Soft and external links, external and virtual datasets read other files; object 
 follow pointers; filters and shapes make memory out of nothing. Attributes are read only where they are one
 string, which is JSON.
 
-libhdf5 itself parses the file first, and a hostile one can crash it. This keeps out what a file may *say*;
-files of strangers belong in a process of their own.
+A file that we wrote is compared with its seal before libhdf5 parses it, so damage never gets there. A hostile
+file can be sealed too, or have no seal, and crash the library. This keeps out what a file may *say*; files of
+strangers belong in a process of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import FileRefused
+from asynccb.storage.layout import STATE
 from asynccb.storage.records import Contents, Expected, Header
+from asynccb.storage.seal import check_seal, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,22 +32,48 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _MOST_OBJECTS = 200_000
+_MOST_TRIES = 10
+_LARGEST_STATE = 256 << 20  # bytes of our own JSON
 
 
-def read_contents(path: str, expect: Callable[[Header], Expected]) -> Contents:
-    """See :func:`asynccb.storage.hdf5.read_model_file`."""
+def read_contents(
+    path: str,
+    expect: Callable[[Header], Expected],
+    on_thread: Callable[[Callable[[], Contents | None]], Contents | None],
+) -> Contents:
+    """See :func:`asynccb.storage.hdf5.read_model_file`.
+
+    ``on_thread`` runs a function on the thread of HDF5 and returns its result.
+    """
+    for _ in range(_MOST_TRIES):
+        try:
+            checked = check_seal(path)
+        except (FileRefused, FileNotFoundError, PermissionError):
+            raise  # the last two are the caller's to see as they are
+        except OSError as error:
+            raise FileRefused(path, f"it cannot be read: {error}") from error
+        contents = on_thread(lambda checked=checked: _read(path, expect, checked))  # type: ignore[misc]
+        if contents is not None:
+            return contents
+    raise FileRefused(path, "it was replaced again and again while it was read")
+
+
+def _read(path: str, expect: Callable[[Header], Expected], checked: tuple[int, ...]) -> Contents | None:
+    """The contents of the file that was checked; None if another one has its name by now."""
     import h5py
 
-    size = os.stat(path).st_size  # FileNotFoundError and PermissionError are the caller's to see as they are
-    header, asked = None, False
+    asked = False
     try:
         with h5py.File(path, "r", locking=False) as file:
+            status = os.stat(path)  # after the opening: it is this file that was opened, or a newer one
+            if identity(status) != checked:
+                return None
             _Walk(path, h5py).check(file)
             header = _header(path, file, h5py)
             asked = True
             expected = expect(header)
             asked = False
-            return _arrays(path, file, expected, size)
+            return _arrays(path, file, expected, status.st_size)
     except FileRefused:
         raise
     except PermissionError:
@@ -110,7 +139,7 @@ class _Walk:
 def _header(path: str, file: Any, h5py: Any) -> Header:
     model_config = _json(path, file, "model_config", h5py)
     training_config = _json(path, file, "training_config", h5py)
-    return Header(model_config, training_config, _json(path, file, "asynccb_state", h5py) or {})
+    return Header(model_config, training_config, _state(path, file))
 
 
 def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
@@ -119,21 +148,39 @@ def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
     kept = file.attrs.get_id(name)
     if h5py.check_string_dtype(kept.dtype) is None or kept.shape != ():
         raise FileRefused(path, f"its attribute {name} is not one string")
-    text = file.attrs[name]
+    return _object(path, f"attribute {name}", file.attrs[name])
+
+
+def _state(path: str, file: Any) -> dict[str, Any]:
+    """What is ours alone; empty where there is none."""
+    if STATE not in file:
+        return {}
+    dataset = file[STATE]
+    if getattr(dataset, "ndim", None) != 1 or dataset.dtype != np.uint8:
+        raise FileRefused(path, f"{STATE} is not a row of bytes")
+    if dataset.size > _LARGEST_STATE or dataset.id.get_storage_size() < dataset.size:
+        raise FileRefused(path, f"{STATE} claims to be larger than what is stored of it")
+    return _object(path, STATE, dataset[()].tobytes())
+
+
+def _object(path: str, what: str, text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileRefused(path, f"its attribute {name} is no JSON: {error}") from None
+        raise FileRefused(path, f"its {what} is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise FileRefused(path, f"its attribute {name} is not a JSON object")
+        raise FileRefused(path, f"its {what} is not a JSON object")
     return value
 
 
 def _check_groups(path: str, file: Any, expected: Expected) -> None:
     """The layers with weights must be those of the model; a larger file is another model's."""
     layers = file.get("layers")
-    groups = {} if layers is None else {name: layers[name].get("vars") for name in layers}
-    held = {name for name, group in groups.items() if group is not None and len(group)}
+    held = set()
+    for name in layers or ():
+        group = layers[name].get("vars")
+        if group is not None and len(group):
+            held.add(name)
     wanted = {name for name, shapes in expected.layers.items() if shapes}
     if held != wanted:
         missing, foreign = sorted(wanted - held), sorted(held - wanted)
@@ -148,9 +195,11 @@ def _arrays(path: str, file: Any, expected: Expected, size: int) -> Contents:
         places.append(("optimizer/vars", expected.optimizer, "iuf"))
     # All shapes are compared before the first number is read, and together they must fit into the file:
     # several names may lead to the same bytes, but no small file becomes a large model.
-    datasets = [
-        found for place, shapes, kinds in places for found in _matching(path, file, place, shapes, kinds)
-    ]
+    # Loops in place of comprehensions: these would keep `file` in a closure, which outlives its frame's
+    # clearing.
+    datasets: list[Any] = []
+    for place, shapes, kinds in places:
+        datasets.extend(_matching(path, file, place, shapes, kinds))
     if sum(_nbytes(dataset) for dataset in datasets) > size:
         raise FileRefused(path, "its arrays claim to be larger than the file")
     arrays: list[Array] = [np.asarray(dataset[()]) for dataset in datasets]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class SerialExecutor(Executor):
     The thread starts with the first job and leaves when none is left, so an idle executor holds nothing.
     Unlike those of the standard library, its thread is never joined by the interpreter at exit: a job that
     hangs cannot keep a process alive. ``submit`` may be called from any thread, also from a job. A future can
-    be cancelled until its job starts.
+    be cancelled until its job starts. A copy, also one made by pickling, is a new one of the same name,
+    without jobs.
 
     Args:
         name: of the thread.
@@ -28,10 +30,18 @@ class SerialExecutor(Executor):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._lock = threading.Lock()
         self._running = False
-        self._closed = False
+        self._thread: int | None = None  # while it works
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[type[SerialExecutor], tuple[str]]:
+        return type(self), (self.name,)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queues ``fn(*args, **kwargs)``.
@@ -43,6 +53,10 @@ class SerialExecutor(Executor):
             RuntimeError: after :meth:`shutdown`.
         """
         future: Future[T] = Future()
+        if self._process != os.getpid():
+            # A fork has copied this object and not its thread, perhaps with the lock held: who waited here
+            # would wait for ever.
+            self._begin()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the executor {self.name!r} was shut down")
@@ -51,6 +65,30 @@ class SerialExecutor(Executor):
         if failed is not None:
             future.set_exception(failed)  # outside the lock: a callback of the future may submit again
         return future
+
+    def call(self, job: Callable[[], T]) -> T:
+        """Runs ``job`` on the thread, behind the jobs that wait there, and returns its result. Blocks.
+
+        On the thread itself it runs at once; and where no thread can be started, on the caller's. However the
+        waiting ends, the job runs no longer.
+        """
+        if threading.get_ident() == self._thread and self._process == os.getpid():
+            return job()
+        began = threading.Event()
+
+        def run() -> T:
+            began.set()
+            return job()
+
+        future = self.submit(run)
+        try:
+            return future.result()
+        except BaseException:  # the job's own, an interrupt of the wait, or no thread to be had
+            if not future.cancel():
+                wait([future])
+                if not began.is_set():
+                    return job()
+            raise
 
     def _start(self) -> RuntimeError | None:
         # Under the lock. Whoever finds no thread running starts one, and the thread decides under the same
@@ -64,10 +102,11 @@ class SerialExecutor(Executor):
         return None
 
     def _work(self) -> None:
+        self._thread = threading.get_ident()
         while True:
             with self._lock:
                 if not self._jobs:
-                    self._running = False
+                    self._running, self._thread = False, None
                     return
                 future, job = self._jobs.popleft()
             _run(future, job)

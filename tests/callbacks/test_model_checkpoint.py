@@ -30,6 +30,7 @@ from asynccb.callbacks.hooks import read_hooks
 from asynccb.callbacks.model_checkpoint import ModelCheckpoint
 from asynccb.models import Activation, Dense, Sequential, load_model
 from asynccb.storage.atomic import atomic_write
+from asynccb.storage.hdf5 import hdf5_thread
 from asynccb.testing import ScriptedModel
 
 if TYPE_CHECKING:
@@ -651,6 +652,63 @@ async def test_a_cancelled_save_keeps_its_snapshot_until_the_thread_has_left_it(
     assert await asyncio.to_thread(run.snapshots[0].freed.wait, 30)
     assert run.saved == []
     assert (tmp_path / "w.h5").read_text() == "0"
+
+
+@pytest.mark.asyncio
+async def test_no_save_waits_for_one_of_another_callback_or_for_the_thread_of_hdf5(tmp_path: Path) -> None:
+    both, go_on = threading.Barrier(3, timeout=30), threading.Event()
+    slow = hdf5_thread.submit(go_on.wait, 30)
+    saves = []
+    for name in "ab":
+        checkpoint = ModelCheckpoint(tmp_path / f"{name}.h5")
+        with_run(checkpoint, FakeRun(lambda: (both.wait(), None)[1]))
+        await checkpoint.on_train_begin()
+        writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
+        assert writing is not None
+        saves.append(asyncio.create_task(writing))
+    await asyncio.to_thread(both.wait)  # broken, unless both are inside at the same time
+    await asyncio.gather(*saves)
+    assert not slow.done()
+    go_on.set()
+    assert names(tmp_path) == ["a.h5", "b.h5"]
+
+
+@pytest.mark.asyncio
+async def test_what_a_cancelled_training_still_writes_comes_before_the_next_trainings_saves(
+    tmp_path: Path,
+) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def before() -> None:
+        started.set()
+        go_on.wait(30)
+
+    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    old = with_run(checkpoint, FakeRun(before))
+    await checkpoint.on_train_begin()
+    writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert writing is not None
+    task = asyncio.create_task(writing)
+    assert await asyncio.to_thread(started.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    overtaken = threading.Event()
+    new = with_run(checkpoint, FakeRun(overtaken.set))
+    new.snapshots += old.snapshots  # so that its own is number 1
+    writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert writing is not None
+    task = asyncio.create_task(writing)
+
+    def queued() -> None:
+        while not checkpoint._writer._jobs and not overtaken.wait(0.001):
+            pass
+
+    await asyncio.to_thread(queued)
+    assert not overtaken.is_set()
+    go_on.set()
+    await task
+    assert (tmp_path / "w.h5").read_text() == "1"
 
 
 # ---------------------------------------------------------------- faults of the disk

@@ -131,12 +131,28 @@ def files(folder: Path, optimizer) -> dict[str, float]:
             fresh = keras.Sequential.from_config(loaded.get_config())
             fresh.load_weights(path)
             found[f"load_weights {kind} {name}"] = distance([predictions], [fresh.predict(x, verbose=0)])
+    compiled = ours.optimizer.learning_rate
+    ours.optimizer.learning_rate = 0.0123  # as a schedule sets it
+    for name in ("m.h5", "m.weights.h5"):
+        ours.save(folder / name)
+        scheduled = keras.models.load_model(folder / name)
+        found[f"scheduled rate {name}"] = rate_beside(scheduled, 0.0123)
+    kind = getattr(keras.optimizers, type(optimizer).__name__)
+    scheduled.compile(kind(**{**optimizer.get_config(), "learning_rate": 0.5}), "mse")
+    scheduled.optimizer.build(scheduled.trainable_variables)
+    scheduled.load_weights(folder / "m.weights.h5")
+    found["scheduled rate of weights"] = rate_beside(scheduled, 0.0123)
+    ours.optimizer.learning_rate = compiled
     ours.save(folder / "m.h5")
     plain = keras.models.load_model(folder / "m.h5")
     found["compiled loss is ours"] = float(plain.loss is None)
     plain.fit(x, y, epochs=1, verbose=0)  # fails where slots are missing
     found.update(continued(folder, ours, optimizer, x, y))
     return found
+
+
+def rate_beside(model, wanted: float) -> float:
+    return abs(float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)) - wanted)
 
 
 def continued(folder: Path, ours, optimizer, x, y) -> dict[str, float]:

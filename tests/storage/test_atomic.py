@@ -142,6 +142,27 @@ def test_the_order_is_content_fsync_rename_fsync_of_the_folder(target, monkeypat
     assert order == ["content", "file", "rename", "folder"]
 
 
+def test_a_writer_that_synchronizes_the_file_itself_is_not_repeated(target, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        real(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", fsync)
+    atomic_write(target, write_new, synced=True)
+    assert synced == [True]  # the folder alone
+
+
+def test_a_path_through_a_linked_folder_is_written_where_the_link_leads(tmp_path, monkeypatch):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep")
+    monkeypatch.chdir(tmp_path)
+    atomic_write("link/../model.h5", write_new)
+    assert (tmp_path / "real" / "model.h5").read_bytes() == NEW
+    assert not (tmp_path / "model.h5").exists()
+
+
 def test_a_platform_that_cannot_open_folders_is_served_without(target, monkeypatch):
     monkeypatch.delattr(atomic.os, "O_DIRECTORY")
     atomic_write(target, write_new)

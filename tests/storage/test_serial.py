@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -177,6 +179,91 @@ def test_an_event_loop_can_await_its_jobs(executor):
     drain(executor)
 
 
+def test_a_call_runs_behind_what_waits_and_gives_its_result(executor):
+    order = []
+    executor.submit(order.append, "before")
+    assert (
+        executor.call(lambda: (order.append("called"), threading.current_thread().name)[1]) == executor.name
+    )
+    assert order == ["before", "called"]
+    drain(executor)
+
+
+def test_an_exception_of_a_call_is_the_callers(executor):
+    with pytest.raises(ZeroDivisionError):
+        executor.call(lambda: 1 / 0)
+    drain(executor)
+
+
+def test_a_call_from_a_job_runs_at_once_in_place_of_waiting_for_itself(executor):
+    executor.submit(lambda: executor.call(lambda: "inner")).result(timeout=30)
+    drain(executor)
+
+
+def test_a_call_without_a_thread_to_be_had_runs_on_the_callers(executor, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert executor.call(threading.get_ident) == threading.get_ident()
+    with pytest.raises(RuntimeError, match="the job's own"):
+        executor.call(lambda: (_ for _ in ()).throw(RuntimeError("the job's own")))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_call_that_is_interrupted_returns_when_its_job_runs_no_longer(executor, monkeypatch, begun):
+    gate, started, ran = threading.Event(), threading.Event(), []
+    if not begun:
+        executor.submit(gate.wait)
+    real = Future.result
+
+    def interrupted(future, timeout=None):
+        if begun:
+            started.wait(30)
+            threading.Timer(0, gate.set).start()
+        monkeypatch.setattr(Future, "result", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        executor.call(lambda: (started.set(), gate.wait(30), ran.append(True)))
+    assert ran == ([True] if begun else [])
+    gate.set()
+    drain(executor)
+    assert ran == ([True] if begun else [])
+
+
+def test_a_copy_is_a_new_one_without_jobs(executor):
+    gate = threading.Event()
+    executor.submit(gate.wait)
+    copy = pickle.loads(pickle.dumps(executor))
+    assert copy.name == executor.name
+    assert copy.submit(lambda: "at once").result(timeout=30) == "at once"
+    gate.set()
+    drain(executor)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_a_thread_of_its_own():
+    """Its copy of the executor believes that the parent's thread is there."""
+    code = (
+        "import os, threading\n"
+        "from asynccb.storage import SerialExecutor\n"
+        "executor, started, gate = SerialExecutor('x'), threading.Event(), threading.Event()\n"
+        "executor.submit(lambda: (started.set(), gate.wait()))\n"
+        "started.wait()\n"
+        "if child := os.fork():\n"
+        "    gate.set()\n"
+        "    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "ran = executor.submit(lambda: 5).result(timeout=20), executor.call(lambda: 6)\n"
+        "os._exit(0 if ran == (5, 6) else 1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code], timeout=50, check=False
+    )
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(("kind", "ends"), [("SerialExecutor('x')", True), ("ThreadPoolExecutor(1)", False)])
 def test_a_hanging_job_does_not_keep_the_process(kind, ends):
     """The standard executor, as negative control, is joined at exit and hangs."""
@@ -201,7 +288,7 @@ def test_a_hanging_job_does_not_keep_the_process(kind, ends):
     assert ended is ends
 
 
-def test_h5py_has_one_thread_for_background_saves():
+def test_h5py_has_one_thread():
     assert isinstance(hdf5_thread, SerialExecutor)
     names = {hdf5_thread.submit(lambda: threading.current_thread().name).result() for _ in range(3)}
     drain(hdf5_thread)
