@@ -386,6 +386,10 @@ class Run:
             )
         return self._dispatcher.snapshot(callback, self._driver.capture, pooled=pooled)
 
+    def room_for_copy(self) -> bool:
+        """Whether a pooled snapshot can be had without waiting for a writer. Called in inline hooks."""
+        return self._driver.snapshots.has_room()
+
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
         self._dispatcher.commit(path, epoch)

@@ -59,6 +59,8 @@ class RunHandle(Protocol):
 
     def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> SnapshotHandle: ...
 
+    def room_for_copy(self) -> bool: ...
+
     def announce_saved(self, path: str, epoch: int) -> None: ...
 
     def direction(self, metric: str) -> str | None: ...
@@ -119,11 +121,15 @@ class Callback:
         Raises:
             RuntimeError: called outside of an inline hook; use ``await self.run.snapshot()`` there.
         """
+        return self._snapshot(pooled=False)
+
+    def _snapshot(self, *, pooled: bool) -> SnapshotHandle:
+        """``pooled``: for the writers of this package, which release it and then touch its arrays no more."""
         if self.run is None:
             raise RuntimeError(
                 f"{type(self).__name__} serves no run: snapshot() is legal in inline hooks only"
             )
-        snapshot: SnapshotHandle = self.run.snapshot_now(self)
+        snapshot: SnapshotHandle = self.run.snapshot_now(self, pooled=pooled)
         return snapshot
 
     def state_dict(self) -> dict[str, Any]:

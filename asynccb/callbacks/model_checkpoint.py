@@ -38,7 +38,7 @@ class _Save:
 
     path: str
     epoch: int
-    snapshot: SnapshotHandle
+    snapshot: SnapshotHandle | None
 
 
 class ModelCheckpoint(Callback):
@@ -278,36 +278,57 @@ class ModelCheckpoint(Callback):
         return "None" if self.best == worst else f"{self.best:.5f}"
 
     def _hand_over(self, path: str, epoch: int) -> Coroutine[Any, Any, None] | None:
-        snapshot = self.snapshot()
+        waiting, older = self._take_waiting(path)
+        if older is not None and not self.run.room_for_copy():
+            older.release()  # else the training would wait for the save that runs, to replace one that waits
+            older = None
+        try:
+            snapshot = self._snapshot(pooled=True)
+        except BaseException:
+            if waiting is not None:
+                waiting.snapshot = older
+            raise
+        if older is not None:
+            older.release()
+        with _waiting_lock:
+            if waiting is not None and self._waiting is not None and self._waiting() is waiting:
+                # The coroutine that was handed over for the waiting save writes this state instead.
+                waiting.snapshot, waiting.epoch = snapshot, epoch
+                self.superseded += 1
+                return None
+            save = _Save(path, epoch, snapshot)
+            self._waiting = weakref.ref(save)
+        return self._write(save)
+
+    def _take_waiting(self, path: str) -> tuple[_Save | None, SnapshotHandle | None]:
+        """The waiting save, if it is for ``path``, and what it was to write: its coroutine, should it come
+        now, finds nothing to do."""
         with _waiting_lock:
             waiting = None if self._waiting is None else self._waiting()
             if waiting is None or waiting.path != path:
-                save = _Save(path, epoch, snapshot)
-                self._waiting = weakref.ref(save)
-                return self._write(save)
-            # The coroutine that was handed over for the waiting save writes this state instead.
-            snapshot, waiting.snapshot = waiting.snapshot, snapshot
-            waiting.epoch = epoch
-            self.superseded += 1
-        snapshot.release()
-        return None
+                return None, None
+            older, waiting.snapshot = waiting.snapshot, None
+            return waiting, older
 
     async def _write(self, save: _Save) -> None:
         with _waiting_lock:  # from here on nobody replaces what is written
             if self._waiting is not None and self._waiting() is save:
                 self._waiting = None
-        writing = self._writer.submit(self._write_now, save)
+            snapshot = save.snapshot
+        if snapshot is None:  # a newer state for this path was taken just now, and has a coroutine of its own
+            return
+        writing = self._writer.submit(self._write_now, save, snapshot)
         # Released by the writer and not here: when this task is cancelled, the thread may still read the
         # arrays.
-        writing.add_done_callback(lambda _: save.snapshot.release())
+        writing.add_done_callback(lambda _: snapshot.release())
         await asyncio.wrap_future(writing)
         if self.run is not None:
             self.run.announce_saved(save.path, save.epoch)
 
-    def _write_now(self, save: _Save) -> None:
+    def _write_now(self, save: _Save, snapshot: SnapshotHandle) -> None:
         if os.path.dirname(save.path) != self._template.folder:
             self._template.make_room(save.path)
-        save.snapshot.save(save.path, weights_only=self.save_weights_only)
+        snapshot.save(save.path, weights_only=self.save_weights_only)
         if self.verbose:
             say(f"\nEpoch {save.epoch + 1}: finished saving model to {printable(save.path)}")
 

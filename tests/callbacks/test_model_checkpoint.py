@@ -32,6 +32,7 @@ from asynccb.models import Activation, Dense, Sequential, load_model
 from asynccb.storage.atomic import atomic_write
 from asynccb.storage.hdf5 import hdf5_thread
 from asynccb.testing import ScriptedModel
+from asynccb.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -78,7 +79,13 @@ class FakeRun:
         self._before = before
         self._directions = directions
 
-    def snapshot_now(self, callback: object) -> FakeSnapshot:
+    room = True
+
+    def room_for_copy(self) -> bool:
+        return self.room
+
+    def snapshot_now(self, callback: object, *, pooled: bool) -> FakeSnapshot:
+        assert pooled
         self.snapshots.append(FakeSnapshot(len(self.snapshots), self._before))
         return self.snapshots[-1]
 
@@ -587,6 +594,101 @@ async def test_a_newer_save_takes_the_place_of_the_waiting_one_for_the_same_path
     assert run.saved == [("w.h5", 0), ("w.h5", 3)]
     assert (tmp_path / "w.h5").read_text() == "3"
     assert [snapshot.released for snapshot in run.snapshots] == [1, 1, 1, 1]
+
+
+@pytest.mark.asyncio
+async def test_the_waiting_copy_makes_room_for_the_one_that_replaces_it(tmp_path: Path) -> None:
+    """Else the training would wait for the save that runs."""
+    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    run = with_run(checkpoint)
+    await checkpoint.on_train_begin()
+    waiting = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert waiting is not None
+    released: list[list[int]] = []
+    take = run.snapshot_now
+
+    def look(callback: object, *, pooled: bool) -> FakeSnapshot:
+        released.append([snapshot.released for snapshot in run.snapshots])
+        return take(callback, pooled=pooled)
+
+    run.snapshot_now = look  # type: ignore[method-assign]
+    for epoch, run.room in ((1, True), (2, False)):
+        assert checkpoint.on_epoch_end(epoch, {"loss": 1.0}) is None
+    assert released == [[0], [1, 1]]
+    await waiting
+    assert [snapshot.released for snapshot in run.snapshots] == [1, 1, 1]
+    assert (run.saved, (tmp_path / "w.h5").read_text()) == ([("w.h5", 2)], "2")
+
+
+@pytest.mark.asyncio
+async def test_a_save_that_would_begin_while_it_is_replaced_leaves_the_work_to_the_newer_one(
+    tmp_path: Path,
+) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    run = with_run(checkpoint)
+    await checkpoint.on_train_begin()
+    waiting = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert waiting is not None
+    take = run.snapshot_now
+
+    def while_it_begins(callback: object, *, pooled: bool) -> FakeSnapshot:
+        with pytest.raises(StopIteration):
+            waiting.send(None)  # it ends at once, with nothing to write
+        return take(callback, pooled=pooled)
+
+    run.snapshot_now = while_it_begins  # type: ignore[method-assign]
+    newer = checkpoint.on_epoch_end(1, {"loss": 1.0})
+    assert newer is not None
+    await newer
+    assert (run.saved, checkpoint.superseded) == ([("w.h5", 1)], 0)
+    assert [snapshot.released for snapshot in run.snapshots] == [1, 1]
+
+
+@pytest.mark.asyncio
+async def test_a_save_is_written_though_the_copy_that_was_to_replace_it_could_not_be_taken(
+    tmp_path: Path,
+) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    run = with_run(checkpoint)
+    await checkpoint.on_train_begin()
+    waiting = checkpoint.on_epoch_end(0, {"loss": 1.0})
+    assert waiting is not None
+
+    def fails(callback: object, *, pooled: bool) -> FakeSnapshot:
+        raise MemoryError("no page left")
+
+    run.snapshot_now = fails  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        checkpoint.on_epoch_end(1, {"loss": 1.0})
+    await waiting
+    assert run.saved == [("w.h5", 0)]
+
+
+@pytest.mark.asyncio
+async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    save = Snapshot.save
+
+    def slow(snapshot: Snapshot, path: Any, *, weights_only: bool = False) -> None:
+        assert go_on.wait(30)
+        save(snapshot, path, weights_only=weights_only)
+
+    monkeypatch.setattr(Snapshot, "save", slow)
+
+    class GoOn(Callback):
+        def on_train_end(self, logs: Any = None) -> None:
+            go_on.set()
+
+    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    run = Trainer(ScriptedModel()).start(
+        np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[checkpoint, GoOn()]
+    )
+    await run
+    assert run.stats.waits.get("pool", 0) == run.stats.waits.get("mailbox", 0) == 0
+    assert checkpoint.superseded >= 8
+    assert np.unique(np.frombuffer((tmp_path / "w.h5").read_bytes())).tolist() == [10.0]
 
 
 @pytest.mark.asyncio
