@@ -109,6 +109,12 @@ def test_frames_are_what_a_reader_of_event_files_takes_apart(contents: list[byte
     assert begin == len(whole)
 
 
+def test_more_records_than_are_looked_at_together_are_all_there(tmp_path: Path) -> None:
+    contents = [records.scalars(step, 1.0, {"loss": float(step)}) for step in range(10_000)]
+    (tmp_path / "many").write_bytes(records.frames(contents))
+    assert list(RawEventFileLoader(str(tmp_path / "many")).Load()) == contents
+
+
 def test_real_tensorboard_reads_the_frames_and_refuses_a_changed_one(tmp_path: Path) -> None:
     contents = [records.opening(1.0), records.scalars(1, 1.0, {"loss": 1.0})]
     whole = records.frames(contents)
