@@ -43,7 +43,7 @@ class TensorBoard(Callback):
     Histograms, every ``histogram_freq`` epochs, of the model as it was at the end of the epoch: of each
     weight, tagged with its name (``dense/kernel``); of each layer's outputs (``dense_out``) and, with
     ``write_grads``, of each weight's gradients (``dense/kernel_grad``). The last two are computed anew on a
-    copy of the model, over the first 512 samples of the validation data, or those of them that make up
+    copy of the model, over the first 256 samples of the validation data, or those of them that make up
     16 MiB, ``batch_size`` samples at a time; a gradient is that of one such chunk, and all are counted.
     Without validation data, with data that are no arrays, and for models without ``activations()`` and
     ``gradients()``, there are those of weights only, and one RuntimeWarning. Images: of the weights

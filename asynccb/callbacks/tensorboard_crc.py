@@ -1,14 +1,15 @@
 """The checksum of event files, CRC-32C, for many records at once.
 
 The checksum of a message is the exclusive or of one table entry per byte, chosen by the byte and by its
-distance from the end. So numpy looks up all bytes of a thousand short records in one go, in place of one
-Python step per byte; a long record is a stack of rows of 256 bytes, whose checksums are then joined in pairs.
+distance from the end. So numpy looks up all bytes of a thousand records in one go, in place of one Python
+step per byte. A long record is a stack of rows of 256 bytes, whose checksums are then joined in pairs. Zeros
+before a message change nothing, so records of about one length are padded to lie side by side.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +24,7 @@ __all__ = ["masked_crcs"]
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, reflected: RFC 3720, appendix B.4
 _ROW = 256
-_SHORTEST = 4  # bytes that the register's start value lies upon
+_SHORTEST = 4  # bytes that a register has
 
 
 def masked_crcs(records: Sequence[bytes]) -> Words:
@@ -33,48 +34,37 @@ def masked_crcs(records: Sequence[bytes]) -> Words:
         records: of at least 4 bytes each.
     """
     crcs = np.empty(len(records), np.uint32)
-    short = [index for index, record in enumerate(records) if len(record) <= _ROW]
-    if short:
-        crcs[short] = _short([records[index] for index in short])
+    alike: dict[int, list[int]] = {}
     for index, record in enumerate(records):
-        if len(record) > _ROW:
-            crcs[index] = _long(record)
-    crcs = ~crcs
+        alike.setdefault((-(-len(record) // _ROW) - 1).bit_length(), []).append(index)
+    for doublings, indices in alike.items():
+        crcs[indices] = _crcs([records[index] for index in indices], doublings)
     masked: Words = ((crcs >> np.uint32(15)) | (crcs << np.uint32(17))) + np.uint32(0xA282EAD8)
     return masked
 
 
-def _short(records: Sequence[bytes]) -> Words:
+def _crcs(records: Sequence[bytes], doublings: int) -> Words:
+    """Of records that have at most ``2 ** doublings`` rows."""
     lengths = np.array([len(record) for record in records])
-    width = int(lengths.max())
     if lengths.min() < _SHORTEST:
         raise ValueError(f"a record of {lengths.min()} bytes")
-    joined = b"".join([record.rjust(width, b"\0") for record in records])
-    rows = np.frombuffer(joined, np.uint8).reshape(len(records), width)
-    crcs: Words = _of_rows(rows) ^ _starts()[lengths]
-    return crcs
-
-
-def _long(record: bytes) -> Any:
-    count = -(-len(record) // _ROW)
-    data = np.frombuffer(record.rjust(count * _ROW, b"\0"), np.uint8).copy()
-    begin = data.size - len(record)
-    data[begin : begin + _SHORTEST] ^= 0xFF
-    crcs, doubled = _of_rows(data.reshape(count, _ROW)), 0
-    while crcs.size > 1:
-        if crcs.size % 2:
-            crcs = np.concatenate((np.zeros(1, np.uint32), crcs))  # leading zeros change nothing
-        crcs = _shifted(crcs[0::2], _shift(doubled)) ^ crcs[1::2]
-        doubled += 1
-    return crcs[0]
+    width = _ROW << doublings if doublings else int(lengths.max())
+    joined = bytearray().join([record.rjust(width, b"\0") for record in records])
+    data = np.frombuffer(joined, np.uint8)
+    begins = np.arange(width, width * len(records) + 1, width) - lengths
+    data[begins[:, np.newaxis] + np.arange(_SHORTEST)] ^= np.uint8(0xFF)  # what the register begins with
+    crcs = _of_rows(data.reshape(len(records), 1 << doublings, -1))
+    for doubled in range(doublings):
+        crcs = _shifted(crcs[:, 0::2], _shift(doubled)) ^ crcs[:, 1::2]
+    return ~crcs[:, 0]
 
 
 def _of_rows(rows: NDArray[np.uint8]) -> Words:
     """The register behind each row, begun with zero."""
-    width = rows.shape[1]
+    width = rows.shape[-1]
     table = _table()[_ROW - width :]
     found = table.ravel().take(rows + np.arange(0, width * 256, 256, dtype=np.intp))
-    crcs: Words = np.bitwise_xor.reduce(found, axis=1)
+    crcs: Words = np.bitwise_xor.reduce(found, axis=-1)
     return crcs
 
 
@@ -108,11 +98,3 @@ def _shift(doubled: int) -> Words:
         return _table()[:_SHORTEST]
     half = _shift(doubled - 1)
     return _shifted(half, half)
-
-
-@cache
-def _starts() -> Words:
-    """Length -> what the start value, all ones, adds; it lies upon the first four bytes."""
-    ones = np.concatenate((_table()[:, 255], np.zeros(_SHORTEST, np.uint32)))
-    adds = ones[:-4] ^ ones[1:-3] ^ ones[2:-2] ^ ones[3:-1]
-    return np.concatenate((np.zeros(1, np.uint32), adds[::-1]))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "activations", "first_part", "gradients", "weights"]
 
-SAMPLES = 512
+SAMPLES = 256
 """Samples that activations and gradients are looked at over."""
 BYTES = 16 * 2**20
 """Bytes of those samples."""
@@ -48,7 +48,7 @@ class Part:
 
 
 def first_part(validation_data: Any, chunk: int) -> Part | None:
-    """The first samples of ``(x, y)`` or ``(x, y, sample_weight)``: at most 512, and at most 16 MiB of them
+    """The first samples of ``(x, y)`` or ``(x, y, sample_weight)``: at most 256, and at most 16 MiB of them
     where one sample has not more. Views, no copies.
 
     Returns:

@@ -50,11 +50,11 @@ def test_the_part_is_the_first_samples_in_chunks_of_the_size_asked_for() -> None
     x, y = np.arange(1200), -np.arange(1200)
     part = first_part((x, y), 100)
     assert part is not None
-    assert part.size == 512
+    assert part.size == 256
     chunks = list(part)
-    assert [len(chunk) for chunk, _, _ in chunks] == [100] * 5 + [12]
-    assert np.concatenate([chunk for chunk, _, _ in chunks]).tolist() == list(range(512))
-    assert np.concatenate([chunk for _, chunk, _ in chunks]).tolist() == [-n for n in range(512)]
+    assert [len(chunk) for chunk, _, _ in chunks] == [100, 100, 56]
+    assert np.concatenate([chunk for chunk, _, _ in chunks]).tolist() == list(range(256))
+    assert np.concatenate([chunk for _, chunk, _ in chunks]).tolist() == [-n for n in range(256)]
     assert all(weight is None for _, _, weight in chunks)
     assert all(chunk.base is x for chunk, _, _ in chunks)  # views
 
