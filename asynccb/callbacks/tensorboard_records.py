@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["frames", "graph", "histogram", "image", "opening", "scalars", "summary"]
+__all__ = [
+    "encoded",
+    "field",
+    "frames",
+    "graph",
+    "histogram",
+    "image",
+    "opening",
+    "scalars",
+    "summary",
+    "varint",
+]
 
 _double, _float = struct.Struct("<d").pack, struct.Struct("<f").pack
 _length = struct.Struct("<Q").pack
@@ -30,19 +41,19 @@ _TOGETHER = 4096
 
 def opening(wall_time: float) -> bytes:
     """The first record of a file."""
-    return b"\x09" + _double(wall_time) + _field(3, b"brain.Event:2")
+    return b"\x09" + _double(wall_time) + field(3, b"brain.Event:2")
 
 
 def graph(wall_time: float, definition: bytes) -> bytes:
     """The record with a serialized GraphDef."""
-    return b"\x09" + _double(wall_time) + _field(4, definition)
+    return b"\x09" + _double(wall_time) + field(4, definition)
 
 
 def summary(step: int, wall_time: float, values: Iterable[bytes]) -> bytes:
     """A record of values at one step; the values are what the functions below answer."""
     content = b"".join(values)
     return b"".join(
-        (b"\x09", _double(wall_time), b"\x10", _varint(step), b"\x2a", _varint(len(content)), content)
+        (b"\x09", _double(wall_time), b"\x10", varint(step), b"\x2a", varint(len(content)), content)
     )
 
 
@@ -77,15 +88,15 @@ def histogram(
     fields = (*extremes, *moments)
     heads = (b"\x09", b"\x11", b"\x19", b"\x21", b"\x29")
     content = b"".join(head + _double(field) for head, field in zip(heads, fields, strict=True))
-    content += _field(6, np.asarray(limits, "<f8").tobytes()) + _field(7, np.asarray(counts, "<f8").tobytes())
-    return _field(1, _field(1, encoded(tag)) + _field(5, content))
+    content += field(6, np.asarray(limits, "<f8").tobytes()) + field(7, np.asarray(counts, "<f8").tobytes())
+    return field(1, field(1, encoded(tag)) + field(5, content))
 
 
 def image(tag: str, shape: tuple[int, int], png: bytes) -> bytes:
     """A value of a summary: a grey picture of ``shape`` (height, width)."""
     height, width = shape
-    content = b"\x08" + _varint(height) + b"\x10" + _varint(width) + b"\x18\x01" + _field(4, png)
-    return _field(1, _field(1, encoded(tag)) + _field(4, content))
+    content = b"\x08" + varint(height) + b"\x10" + varint(width) + b"\x18\x01" + field(4, png)
+    return field(1, field(1, encoded(tag)) + field(4, content))
 
 
 def frames(records: Sequence[bytes]) -> bytes:
@@ -99,7 +110,26 @@ def frames(records: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
+def field(number: int, content: bytes) -> bytes:
+    """A field of a protocol buffer that has a length: a text, bytes, a message, packed numbers."""
+    return bytes((number << 3 | 2,)) + varint(len(content)) + content
+
+
+def varint(number: int) -> bytes:
+    """An integer of 64 bits as protocol buffers have it; negative ones in two's complement."""
+    if 0 <= number < 0x80:
+        return bytes((number,))
+    number &= 0xFFFF_FFFF_FFFF_FFFF
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
 def encoded(text: str) -> bytes:
+    """UTF-8."""
     return text.encode("utf-8", "backslashreplace")  # a lone surrogate has no place in a record
 
 
@@ -111,23 +141,8 @@ def _length_head(size: int) -> bytes:
 
 @lru_cache(4096)
 def _scalar_head(tag: str) -> bytes:
-    content = _field(1, encoded(tag)) + b"\x15"
-    return b"\x0a" + _varint(len(content) + 4) + content
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return bytes((number,))
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+    content = field(1, encoded(tag)) + b"\x15"
+    return b"\x0a" + varint(len(content) + 4) + content
 
 
 def _single(number: float) -> bytes:

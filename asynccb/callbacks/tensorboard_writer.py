@@ -1,6 +1,6 @@
 """One event file: who writes it, what is on disk when, and what happens when the disk fails or hangs.
 
-tensorboardX's writer is not used: it puts a queue of ten and a thread between ``add_scalar`` and the file, so
+tensorboardX is not used: it puts a queue of ten and a thread between ``add_scalar`` and the file, so
 that a flush flushes what has arrived, not what was added, and when the thread has died of a full disk the
 eleventh call blocks for ever. Here a write is one job on a daemon thread of the file's own: when it is done,
 its records are on the disk; when the disk refuses, the job raises; when it does not answer, the job is

@@ -9,6 +9,9 @@ import io
 import logging
 import math
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from concurrent.futures import wait
 from types import SimpleNamespace
@@ -21,10 +24,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as WhatThePageShows,
 )
+from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from asynccb import Callback, Trainer
 from asynccb.callbacks.tensorboard import TensorBoard
+from asynccb.callbacks.tensorboard_graph import graph_of
 from asynccb.callbacks.tensorboard_writer import EventFile
 from asynccb.errors import ArgumentError
 from asynccb.models import Activation, Dense, Embedding, Flatten, Sequential
@@ -656,6 +661,36 @@ async def test_the_graph_is_the_models_layers(tmp_path: Path) -> None:
     dims = nodes["sequential/dense/Dense"].attr["_output_shapes"].list.shape[0].dim
     assert [dim.size for dim in dims] == [-1, 8]
     assert b'"units": 8' in nodes["sequential/dense/Dense"].attr["config"].s
+
+
+def test_the_graph_has_nothing_that_the_page_does_not_know() -> None:
+    graph = GraphDef.FromString(graph_of(small_model()) or b"")
+    whole = graph.SerializeToString()
+    graph.DiscardUnknownFields()
+    assert graph.SerializeToString() == whole
+    assert graph.versions.producer == 22
+
+
+@pytest.mark.asyncio
+async def test_a_training_imports_no_other_writer(tmp_path: Path) -> None:
+    code = """
+        import asyncio, sys, numpy as np
+        from asynccb import Trainer
+        from asynccb.callbacks import TensorBoard
+        from asynccb.models import Dense, Sequential
+        model = Sequential([Dense(1, input_dim=2)])
+        model.compile("sgd", "mse")
+        board = TensorBoard(sys.argv[1], 1, write_grads=True, update_freq="batch")
+        x, y = np.zeros((4, 2)), np.zeros((4, 1))
+        asyncio.run(Trainer(model).fit(x, y, validation_data=(x, y), verbose=0, callbacks=[board]))
+        print(*sorted({"tensorboardX", "google", "torch", "tensorboard", "PIL"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == ""
+    assert read(tmp_path).Tags()["graph"] is True
 
 
 @pytest.mark.asyncio
