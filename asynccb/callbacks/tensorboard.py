@@ -7,6 +7,8 @@ import numbers
 import os
 import time
 import warnings
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asynccb.callbacks import tensorboard_records as records_of
@@ -21,7 +23,7 @@ from asynccb.errors import ArgumentError
 from asynccb.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from asynccb.callbacks.base import OnError, SnapshotHandle
     from asynccb.callbacks.tensorboard_layers import Part
@@ -32,6 +34,14 @@ SHIP_EVERY = 1.0
 """Seconds between two writes of batch scalars."""
 _TOGETHER = 2**20
 """Bytes of histograms and images that are written at a time."""
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class _Look:
+    """Something to be done with a snapshot beside the training."""
+
+    take: Callable[[], None]
+    snapshot: SnapshotHandle
 
 
 class TensorBoard(Callback):
@@ -138,6 +148,7 @@ class TensorBoard(Callback):
         self._batches = 0
         self._pending: list[tuple[int, float, Mapping[str, Any]]] = []
         self._ship_at = 0.0
+        self._handed_over: weakref.ref[_Look] | None = None
         self._sideline = Sideline("asynccb tensorboard histograms")
         self._writer = self._projector = None
         folder = os.path.abspath(self.log_dir)
@@ -155,8 +166,9 @@ class TensorBoard(Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> Coroutine[Any, Any, None]:
         logs = {} if logs is None else logs  # not `or`: what is empty now may be filled by later callbacks
         wall_time = time.time()
-        self._look_inside(epoch, wall_time)
-        return self._write_epoch(epoch, wall_time, logs, self._take_pending())
+        return self._write_epoch(
+            epoch, wall_time, logs, self._take_pending(), self._look_inside(epoch, wall_time)
+        )
 
     def on_train_end(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         return self._end(self._take_pending())
@@ -183,7 +195,13 @@ class TensorBoard(Callback):
         wall_time: float,
         logs: Mapping[str, Any],
         batches: list[tuple[int, float, Mapping[str, Any]]],
+        look: _Look | None,
     ) -> None:
+        if look is not None:
+            # Not by the inline half: to start a thread is to wait until it runs.
+            self._sideline.start(look.take, look.snapshot.release)
+            self._handed_over = None
+
         # `logs` is read here, not in the inline half: only now it has what later callbacks added.
         def records() -> Iterable[bytes]:
             yield from _batch_records(batches)
@@ -212,19 +230,21 @@ class TensorBoard(Callback):
 
     # -- beside the training ---------------------------------------------------------------------------------
 
-    def _look_inside(self, epoch: int, wall_time: float) -> None:
-        """Starts what is due, on a copy of the model."""
+    def _look_inside(self, epoch: int, wall_time: float) -> _Look | None:
+        """What is due, on a copy of the model."""
         histograms = _due(self.histogram_freq, epoch)
         projector = self._projector if _due(self.embeddings_freq, epoch) else None
         writer = self._writer
         if not (histograms or projector) or writer is None or writer.failed:
-            return
-        if self._sideline.busy:
+            return None
+        # In this order: the loop starts the last one before it forgets that it was handed over.
+        waits = self._handed_over is not None and self._handed_over() is not None
+        if waits or self._sideline.busy:
             self.skipped += 1
-            return
+            return None
         snapshot = self.snapshot()
 
-        def job() -> None:
+        def take() -> None:
             try:
                 if projector is not None:
                     projector.save(epoch, snapshot.arrays)
@@ -233,7 +253,9 @@ class TensorBoard(Callback):
             finally:
                 snapshot.release()
 
-        self._sideline.start(job, snapshot.release)
+        look = _Look(take, snapshot)
+        self._handed_over = weakref.ref(look)  # dies with its coroutine, should that never run
+        return look
 
     def _histograms(self, epoch: int, wall_time: float, snapshot: SnapshotHandle) -> Iterator[bytes]:
         yield from weights(epoch, wall_time, snapshot.arrays, self.write_images)

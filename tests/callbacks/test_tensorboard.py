@@ -13,7 +13,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from concurrent.futures import wait
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -492,6 +491,28 @@ async def test_histograms_are_skipped_while_the_disk_has_not_taken_the_last_ones
 
 
 @pytest.mark.asyncio
+async def test_a_hook_that_never_runs_does_not_stand_in_the_next_ones_way(tmp_path: Path) -> None:
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    callback.on_epoch_end(0, {}).close()  # the bus gives back the snapshot of what it throws away
+    await call(callback.on_epoch_end, 1, {})
+    await call(callback.on_train_end, {})
+    assert [event.step for event in read(tmp_path).Histograms("w")] == [1]
+    assert (callback.skipped, len(run.snapshots)) == (0, 2)
+
+
+@pytest.mark.asyncio
+async def test_the_inline_half_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = TensorBoard(tmp_path, 1)
+    await begin(callback, FakeRun(), ShowsItsLayers(), VALIDATION)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread was started"))
+        later = callback.on_epoch_end(0, {})
+    await later
+    await call(callback.on_train_end, {})
+
+
+@pytest.mark.asyncio
 async def test_the_copy_is_given_back_before_the_pass_over_the_data(
     tmp_path: Path, gate: threading.Event
 ) -> None:
@@ -766,21 +787,23 @@ async def train(*callbacks: Any, epochs: int = 3) -> Any:
     )
 
 
-class Unhurried(Callback):
-    """Ends an epoch when all that ``board`` does beside it is done."""
+class Unhurried(TensorBoard):
+    """The training waits at the end of an epoch until all that is done beside it is done."""
 
-    def __init__(self, board: TensorBoard) -> None:
-        self.board = board
+    lockstep = True
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        assert self.board._sideline._job is not None
-        wait((self.board._sideline._job,))
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> Any:
+        return self._whole(super().on_epoch_end(epoch, logs))
+
+    async def _whole(self, later: Any) -> None:
+        await later
+        await self._sideline.end()
 
 
 @pytest.mark.asyncio
 async def test_a_training_leaves_every_kind_of_record(tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, 1, write_images=True, write_grads=True, update_freq="batch")
-    history = await train(board, Unhurried(board))
+    board = Unhurried(tmp_path, 1, write_images=True, write_grads=True, update_freq="batch")
+    history = await train(board)
     found = read(tmp_path)
     for key in ("loss", "val_loss"):
         assert [step for step, _ in points(found, key)] == [0, 1, 2]
