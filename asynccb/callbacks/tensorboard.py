@@ -245,13 +245,10 @@ class TensorBoard(Callback):
         snapshot = self.snapshot()
 
         def take() -> None:
-            try:
-                if projector is not None:
-                    projector.save(epoch, snapshot.arrays)
-                if histograms:
-                    self._write_beside(writer, self._histograms(epoch, wall_time, snapshot))
-            finally:
-                snapshot.release()
+            if projector is not None:
+                projector.save(epoch, snapshot.arrays)
+            if histograms:
+                self._write_beside(writer, self._histograms(epoch, wall_time, snapshot))
 
         look = _Look(take, snapshot)
         self._handed_over = weakref.ref(look)  # dies with its coroutine, should that never run

@@ -43,16 +43,21 @@ class Sideline:
             done: called when it has ended, however, or will never begin.
         """
 
+        # Both before the job counts as done: whoever sees that sees its error and what it gave back.
         def run() -> None:
             try:
                 job()
             except BaseException as error:
-                self._keep(error)  # here, so that whoever sees the job done sees its error too
+                self._keep(error)
+            finally:
+                done()
 
         def ended(future: Future[None]) -> None:
-            done()
-            if not future.cancelled():
-                self._keep(future.exception())  # there was no thread to be had
+            if future.cancelled():
+                done()
+            elif future.exception() is not None:  # there was no thread to be had
+                self._keep(future.exception())
+                done()
 
         self._job = self._executor.submit(run)
         self._job.add_done_callback(ended)

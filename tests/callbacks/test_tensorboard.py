@@ -838,7 +838,9 @@ async def test_a_cancelled_training_leaves_no_thread_and_no_copy(
         return looks_inside(model, x)
 
     monkeypatch.setattr(Sequential, "activations", slowly)
-    board = TensorBoard(tmp_path, 1)
+    board, given = TensorBoard(tmp_path, 1), list[Any]()
+    take = board.snapshot
+    monkeypatch.setattr(board, "snapshot", lambda: (given.append(take()), given[-1])[1])
     training = asyncio.ensure_future(train(board, epochs=10**6))
     await asyncio.to_thread(began.wait, 10)
     training.cancel()
@@ -846,6 +848,8 @@ async def test_a_cancelled_training_leaves_no_thread_and_no_copy(
     with pytest.raises(asyncio.CancelledError):
         await training
     assert not board._sideline.busy
+    assert given
+    assert all(snapshot.released for snapshot in given)
     assert read(tmp_path).Histograms("dense_out")[0].step == 0
 
 
