@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seed", type=_whole(0), default=7, metavar="N", help="the first training's; +1 for each"
     )
+    demo.add_argument("--stats", action="store_true", help="say where the time of each training went")
     return parser
 
 
@@ -201,6 +202,8 @@ async def _train(data: tuple[Any, Any], options: argparse.Namespace) -> int:
         results = await asyncio.gather(*(training.run for training in trainings), return_exceptions=True)
     for training, result in zip(trainings, results, strict=True):
         _report(training, result)
+        if options.stats:
+            print(f"\nWhere the time of {training.run.name} went:\n{training.run.stats.report()}")
     _say_how_to_look(options.out, [path for training in trainings for path, _ in training.written()])
     if interrupts.first is not None:
         return 128 + interrupts.first

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from asynccb.bus.dispatch import Dispatcher
     from asynccb.bus.dispatch import Emit as HookTable
     from asynccb.protocols import Batch, Gate, Model, Source
+    from asynccb.statistics import Phases
     from asynccb.training.control import Control
     from asynccb.training.programs import Program
+    from asynccb.training.snapshot import Snapshots
 
 __all__ = ["Driver"]
 
@@ -32,6 +34,8 @@ class Driver:
         program: what is done with it.
         dispatcher: runs inline hooks and fills mailboxes.
         control: requests from the loop.
+        snapshots: makes the copies of the model.
+        phases: the run's stopwatch.
         equip: gives each callback its run, params and data; called on the thread.
         fixed: told the outcome as soon as the loop is left, before the closing hooks.
         left: told the final outcome as the last thing.
@@ -43,6 +47,8 @@ class Driver:
         program: Program,
         dispatcher: Dispatcher,
         control: Control,
+        snapshots: Snapshots,
+        phases: Phases,
         *,
         equip: Callable[[dict[str, Any]], None],
         fixed: Callable[[Outcome], Any],
@@ -51,16 +57,17 @@ class Driver:
         self.epoch = 0
         self.step = 0
         self.logs: Mapping[str, Any] = {}
-        self.before_update: Gate | None = None
         self.ident: int | None = None
         self.outcome: Outcome | None = None
         """As it was when the thread left its loop."""
-        self.copies = 0
-        """Copies of the model made."""
+        self.snapshots = snapshots
+        # A model that is never copied beside the training need not ask.
+        self.before_update: Gate | None = snapshots.gate if getattr(model, "has_live", True) else None
         self._model = model
         self._program = program
         self._dispatcher = dispatcher
         self._control = control
+        self._phases = phases
         self._equip = equip
         self._fixed = fixed
         self._left = left
@@ -86,18 +93,29 @@ class Driver:
     def __call__(self) -> None:
         """The body of the thread. Raises nothing: the outcome is a value."""
         self.ident = threading.get_ident()
+        self._phases.enter("opening")
         try:
             outcome = self._open_and_close()
         except BaseException as error:  # around the story, not in it: else nobody would hear of the end
             self._control.leave()
             outcome = of_error(error)
+        # Before anybody else may have the model.
+        self.snapshots.close()
+        self._phases.enter("drain")
         self._left(outcome)
 
-    def capture(self) -> Snapshot:
-        """A copy of the model now; legal on this thread, outside of a batch."""
+    def capture(self, *, pooled: bool = False) -> Snapshot:
+        """A copy of the model now; legal on this thread, outside of a batch.
+
+        Args:
+            pooled: for a writer of ours, who releases it; the training waits for room in the pool.
+        """
         if self._control.torn:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
-        self.copies += 1
+        return self.snapshots.take(self.step, self.epoch, pooled=pooled)
+
+    def capture_final(self) -> Snapshot:
+        """A copy of the model after the end, on any thread that keeps others from the model."""
         return Snapshot(self._model.capture(), self.step, self.epoch)
 
     def _open_and_close(self) -> Outcome:
@@ -106,6 +124,7 @@ class Driver:
         history = self._fixed(outcome)
         outcome = self._close(outcome, history)
         self._control.leave()
+        self.snapshots.close()
         mark_training(self._model.user_model, None)
         return outcome
 
@@ -115,6 +134,7 @@ class Driver:
             self._equip(params)
             self._dispatcher.begin(self._program.opening, self.step)
             self._dispatcher.wait_begun()
+            self._phases.enter("batches")
             whole = self._program.tell(self._model, self)
             return of_return(whole, self._control.stop_reason)
         except BaseException as error:
@@ -123,6 +143,7 @@ class Driver:
     def _close(self, outcome: Outcome, history: Any) -> Outcome:
         # From here on nothing is waited for: the drain follows on the loop, and it has its own limits.
         self._control.closing = True
+        self._phases.enter("closing")
         errors: list[BaseException] = []
         if outcome.way.exception_hook:
             told = outcome.exception or RunCancelled(outcome.reason, history)

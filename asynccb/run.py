@@ -18,8 +18,9 @@ import itertools
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from asynccb.budget import SwitchInterval
 from asynccb.bus.delivery import Consumer
 from asynccb.bus.dispatch import Dispatcher, Subscriber
 from asynccb.bus.mailbox import Mailbox, marker
@@ -30,16 +31,17 @@ from asynccb.driver import Driver, mark_training
 from asynccb.ending import Outcome, note_all, of_error, raisable
 from asynccb.errors import CallbackError, NotStarted, RunCancelled, SelfWait, TornState
 from asynccb.failures import Failures
+from asynccb.statistics import Phases, RunStatistics
 from asynccb.storage.serial import SerialExecutor
 from asynccb.supervisor import Supervisor
 from asynccb.training.control import STUCK, Control, Limits, SnapshotRequest
+from asynccb.training.snapshot import Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
 
     from asynccb.bus.delivery import HookFailure
-    from asynccb.bus.mailbox import MailboxStatistics
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
     from asynccb.callbacks.hooks import Hooks
@@ -62,24 +64,6 @@ _final_snapshots = SerialExecutor("asynccb snapshot")
 def live_runs() -> list[Run]:
     """The runs of this process that have not ended."""
     return list(_live)
-
-
-class RunStatistics(NamedTuple):
-    """What a run did so far.
-
-    Attributes:
-        events: numbers given to events, also of those that nobody wanted.
-        callbacks: counts of each callback's mailbox, by the callback's name.
-        waits: for each reason, how often the training thread waited.
-        waited: for each reason, how many seconds it waited in all.
-        snapshots: copies of the model made.
-    """
-
-    events: int
-    callbacks: dict[str, MailboxStatistics]
-    waits: dict[str, int]
-    waited: dict[str, float]
-    snapshots: int
 
 
 class Run:
@@ -110,6 +94,7 @@ class Run:
         replay: int,
         limits: Limits,
         stop_after: float | None = None,
+        switch_interval: float | None = None,
     ) -> None:
         self.name = name or f"run-{next(_numbers)}"
         self.history = history
@@ -121,6 +106,8 @@ class Run:
         self._final_claim = self._claim
         mark_training(model.user_model, -1)
         self._limits = limits
+        self._phases = Phases("queued")
+        self._switch_interval = SwitchInterval(switch_interval) if switch_interval else None
         self._callbacks = callbacks
         self._outcome: Outcome | None = None
         self._failures = Failures(self.name, history, self._fail)
@@ -137,19 +124,24 @@ class Run:
             self._subscriber(name, callback, hooks)
             for name, (callback, hooks) in zip(_names(callbacks), callbacks, strict=True)
         ]
+        snapshots = Snapshots(model, self._control, self.name)
         self._dispatcher = Dispatcher(
             subscribers,
             self._readers,
             self._wakeup,
             self._control,
+            snapshots.gate,
             failed=self._failures.inline,
             warn=self._warn_lockstep,
+            phase=self._phases.enter,
         )
         self._driver = Driver(
             model,
             program,
             self._dispatcher,
             self._control,
+            snapshots,
+            self._phases,
             equip=self._equip,
             fixed=self._fix_on_thread,
             left=self._thread_left,
@@ -235,13 +227,15 @@ class Run:
 
     @property
     def stats(self) -> RunStatistics:
-        """Counts of events, mailboxes and waits so far."""
+        """Counts of events, mailboxes and waits so far, and where the time went."""
         return RunStatistics(
             self._dispatcher.taken,
             {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
             dict(self._control.waits),
             dict(self._control.waited),
-            self._driver.copies,
+            self._driver.snapshots.made,
+            dict(self._dispatcher.clock.spent),
+            self._phases.read(),
         )
 
     @property
@@ -311,7 +305,7 @@ class Run:
 
         loop = asyncio.get_running_loop()
         request = SnapshotRequest(
-            lambda snapshot: _tell(loop, set_answer, snapshot.another(), None),
+            lambda snapshot: _tell_whole(loop, set_answer, snapshot.another()),
             lambda error: _tell(loop, set_answer, None, error),
         )
         if self._control.ask(request):
@@ -374,8 +368,13 @@ class Run:
 
     # What callbacks may ask ---------------------------------------------------------------------------------
 
-    def snapshot_now(self, callback: Callback) -> Snapshot:
+    def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> Snapshot:
         """The model at this very moment; legal on the training thread only, which is where inline hooks run.
+
+        Args:
+            callback: who asks.
+            pooled: for the writers of this package, which release it: its memory is then used again, and the
+                training waits where two such copies are still in use.
 
         Raises:
             RuntimeError: called on another thread.
@@ -385,7 +384,7 @@ class Run:
                 f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
                 "elsewhere: `await self.run.snapshot()`"
             )
-        return self._dispatcher.snapshots.take(callback, self._driver.capture)
+        return self._dispatcher.snapshot(callback, self._driver.capture, pooled=pooled)
 
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
@@ -448,6 +447,8 @@ class Run:
     # Its life -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
+        if self._switch_interval is not None:
+            self._switch_interval.hold()
         try:
             try:
                 outcome = await self._supervisor.run()
@@ -489,6 +490,7 @@ class Run:
             if self._driver.ident is None:
                 self._close_unused()
         finally:
+            self._phases.enter(None)
             self._ended.set()
             self._readers.close()
         if outcome.kind == "failed" and not self._awaiting:
@@ -548,6 +550,8 @@ class Run:
         self._claim.let_go(self._clean_up)
 
     def _clean_up(self) -> None:
+        if self._switch_interval is not None:
+            self._switch_interval.let_go()
         mark_training(self._model.user_model, None)
         for callback in self._open_callbacks:
             callback.run = None
@@ -566,7 +570,7 @@ class Run:
         if self._supervisor.stuck:
             raise TornState(STUCK)
         let_go = self._hold_model()
-        copied = _final_snapshots.submit(self._driver.capture)
+        copied = _final_snapshots.submit(self._driver.capture_final)
         # Not here: if this task is cancelled, the copy that is being made still needs the model.
         copied.add_done_callback(lambda _: let_go())
         return await asyncio.wrap_future(copied)
@@ -584,7 +588,15 @@ class Run:
 
     def _subscriber(self, name: str, callback: Callback, hooks: Hooks) -> Subscriber:
         mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
-        return Subscriber(name, callback, hooks.inline, hooks.beside, mailbox, lockstep=callback.lockstep)
+        return Subscriber(
+            name,
+            callback,
+            hooks.inline,
+            hooks.beside,
+            mailbox,
+            lockstep=callback.lockstep,
+            changes_model=hooks.changes_model,
+        )
 
     def _deliver(self) -> None:
         for consumer in self._consumers:
@@ -647,6 +659,11 @@ def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arg
     except RuntimeError:
         if not loop.is_closed():
             raise
+
+
+def _tell_whole(loop: asyncio.AbstractEventLoop, answer: Callable[..., object], snapshot: Snapshot) -> None:
+    """Answers once the copy is made, so that nobody on the loop waits for the thread that makes it."""
+    snapshot.then(lambda: _tell(loop, answer, snapshot, None))
 
 
 def _discard(mailbox: Mailbox) -> None:

@@ -19,7 +19,7 @@ from asynccb.engines.thread import ThreadEngine
 from asynccb.errors import ArgumentError
 from asynccb.models.adapt import adapt
 from asynccb.run import Run
-from asynccb.training.arguments import check_count, check_fit, recognise
+from asynccb.training.arguments import check_count, check_fit, check_seconds, recognise
 from asynccb.training.control import Limits
 from asynccb.training.programs import Evaluate, Fit, Predict
 
@@ -88,6 +88,7 @@ class Trainer:
         stop_after: datetime.timedelta | None = None,
         name: str | None = None,
         replay: int = REPLAY,
+        switch_interval: float | None = None,
     ) -> History:
         """Trains the model and answers its History. Arguments and defaults are those of Keras' ``fit``.
 
@@ -122,6 +123,10 @@ class Trainer:
             stop_after: stop at the first batch after this time, as ``run.stop`` does.
             name: of the run; None: ``run-<n>``.
             replay: events kept for ``run.events(since=...)``.
+            switch_interval: seconds (0.0005, say) to which ``sys.setswitchinterval`` is lowered while this
+                training is active: a service on the same loop answers sooner, a model that computes in Python
+                trains a little slower. None (default) leaves it alone. It is process-wide: of trainings under
+                way the shortest counts, and the last one restores what was there.
 
         Raises:
             ArgumentError: before the first batch; names the argument, what was given and what is allowed.
@@ -151,6 +156,7 @@ class Trainer:
             stop_after=stop_after,
             name=name,
             replay=replay,
+            switch_interval=switch_interval,
         )
         return await run.wait_as_owner()
 
@@ -176,6 +182,7 @@ class Trainer:
         stop_after: datetime.timedelta | None = None,
         name: str | None = None,
         replay: int = REPLAY,
+        switch_interval: float | None = None,
     ) -> Run:
         """Starts what :meth:`fit` awaits, and answers the handle on it at once. Takes what ``fit`` takes.
 
@@ -208,7 +215,15 @@ class Trainer:
         history, ordered = _with_automatic(given, asked.verbose)
         hooked = [(callback, read_hooks(callback)) for callback in ordered]
         program = Fit(asked, self.seed, log_keys_open=any(_may_add_keys(*pair) for pair in hooked))
-        run: Run = self._run(program, hooked, history, name=name, replay=replay, stop_after=asked.stop_after)
+        run: Run = self._run(
+            program,
+            hooked,
+            history,
+            name=name,
+            replay=replay,
+            stop_after=asked.stop_after,
+            switch_interval=check_seconds("switch_interval", switch_interval),
+        )
         self.last_run = run
         return run
 
@@ -273,6 +288,7 @@ class Trainer:
         name: str | None,
         replay: int,
         stop_after: float | None,
+        switch_interval: float | None = None,
     ) -> Run:
         return Run(
             self._model,
@@ -284,6 +300,7 @@ class Trainer:
             replay=check_count("replay", replay, least=1),
             limits=self._limits,
             stop_after=stop_after,
+            switch_interval=switch_interval,
         )
 
 

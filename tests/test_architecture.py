@@ -45,17 +45,19 @@ MAY_IMPORT: dict[str, list[str]] = {
     "storage": GROUND,
     "models": [*GROUND, "storage"],
     "callbacks": [*GROUND, "storage"],
+    "budget": GROUND,
     # one training, in parts
     "training": [*GROUND, "callbacks.base"],
     "bus": [*GROUND, "callbacks.base", "callbacks.hooks", "training.control"],
     "engines": GROUND,
     # one training, as a whole
     "claims": GROUND,
+    "statistics": [*GROUND, "bus"],
     "failures": [*GROUND, "bus", "callbacks"],
     "ending": [*GROUND, "training.control"],
-    "driver": [*GROUND, "training", "bus", "ending"],
+    "driver": [*GROUND, "training", "bus", "ending", "statistics"],
     "supervisor": [*GROUND, "bus", "claims", "ending", "driver"],
-    "run": [*PARTS, "claims", "failures", "ending", "driver", "supervisor"],
+    "run": [*PARTS, "budget", "statistics", "claims", "failures", "ending", "driver", "supervisor"],
     "trainer": [*PARTS, "models", "claims", "ending", "driver", "supervisor", "run"],
     # doubles for tests of users, and the guests
     "testing": [*PARTS, "run", "trainer"],

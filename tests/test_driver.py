@@ -408,6 +408,8 @@ async def test_a_model_without_capture_says_what_to_add() -> None:
 
 
 class CopiesInline(Callback):
+    changes_model = False
+
     def __init__(self) -> None:
         self.copies: list[Snapshot] = []
 
@@ -428,8 +430,10 @@ async def test_a_copy_in_an_inline_hook_is_of_this_very_moment_and_shared_by_all
 
 
 @pytest.mark.asyncio
-async def test_a_hook_that_changes_the_model_between_two_copies_is_the_one_exception_to_sharing() -> None:
+async def test_a_copy_that_a_hook_gave_back_at_once_is_made_anew_for_the_next_one() -> None:
     class ReleasesAtOnce(CopiesInline):
+        changes_model = False
+
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.snapshot().release()
 
@@ -437,7 +441,21 @@ async def test_a_hook_that_changes_the_model_between_two_copies_is_the_one_excep
     run = start(ScriptedModel(), ReleasesAtOnce(), second)
     await run
     assert [trained(copy) for copy in second.copies] == [1, 2, 3, 4]
-    assert run.stats.snapshots == 8  # the first had been given back
+    assert run.stats.snapshots == 8
+
+
+@pytest.mark.asyncio
+async def test_a_copy_after_a_hook_that_changed_the_model_shows_the_change() -> None:
+    class Doubles(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.weights *= 2
+
+    before, after = CopiesInline(), CopiesInline()
+    await start(ScriptedModel(), before, Doubles(), after)
+    pairs = zip(before.copies, after.copies, strict=True)
+    assert [copy.arrays["weights"][0] * 2 == other.arrays["weights"][0] for copy, other in pairs] == [
+        True
+    ] * 4
 
 
 @pytest.mark.asyncio

@@ -532,6 +532,7 @@ def test_a_task_group_in_its_place_would_drop_the_drain() -> None:
         await asyncio.sleep(0)
         await model.open(100)
         task.cancel()
+        await asyncio.sleep(0)  # the run has heard of it
         model.open_for_good()
         with pytest.raises(asyncio.CancelledError):
             await task

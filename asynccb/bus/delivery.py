@@ -4,6 +4,7 @@ exception out."""
 from __future__ import annotations
 
 import asyncio
+import weakref
 from itertools import repeat
 from operator import length_hint
 from time import perf_counter
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from asynccb.bus.mailbox import Entry, Mailbox, Work
+    from asynccb.training.snapshot import Snapshot
 
 __all__ = ["Consumer", "HookFailure"]
 
 SLICE = 0.001
-"""Seconds for which hooks that never suspend may hold the loop before the consumer gives way."""
+"""Seconds for which the hooks of all consumers of a loop together, as far as they never suspend, may hold it
+in one of its turns. Each consumer gives way after its share."""
 STRIDE = 32
 """Entries between two looks at the clock, while hooks are quick."""
 
@@ -94,10 +97,14 @@ class Consumer:
         self._abandoned = False
         self._began = perf_counter()
         self._stride = 1
+        self._sharing: _Sharing | None = None
+        self._busy = False
 
     def start(self, context: contextvars.Context, name: str) -> asyncio.Task[None]:
         """Starts the task in ``context``, which all hooks of this callback share."""
-        self.task = asyncio.get_running_loop().create_task(self._run(), name=name, context=context)
+        loop = asyncio.get_running_loop()
+        self._sharing = _sharing.setdefault(loop, _Sharing())
+        self.task = loop.create_task(self._run(), name=name, context=context)
         # Cancelled before its first step, as `asyncio.run` does to the tasks of a run that has just begun:
         # nothing of the body ran, and this callback's hooks are still owed.
         self.task.add_done_callback(lambda _: None if self.ended else self.start(context, name))
@@ -121,6 +128,7 @@ class Consumer:
         """Called on the loop when the mailbox may hold something."""
         if self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
+            self._set_busy(True)  # now, and not when it resumes: those woken with it must know its share
 
     def close(self) -> None:
         """No entry comes any more: the task ends when it has nothing left to do."""
@@ -151,6 +159,7 @@ class Consumer:
 
     async def _run(self) -> None:
         """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
+        self._set_busy(True)
         try:
             while True:
                 try:
@@ -173,12 +182,14 @@ class Consumer:
                 raise
             self._died(error)
         finally:
+            self._set_busy(False)
             self.ended = self.mailbox.idle = self.mailbox.closed = True
             self.mailbox.discard_all()
             self._moved()
 
     async def _park(self) -> None:
         self._bell = asyncio.get_running_loop().create_future()
+        self._set_busy(False)
         self.mailbox.idle = True
         # The thread may wait for this very moment (a lockstep hook, the awaitables of train begin).
         self._moved()
@@ -187,14 +198,22 @@ class Consumer:
                 await self._bell
         finally:
             self._bell = None
+            self._set_busy(True)
             self.mailbox.idle = False
             self._began = perf_counter()
+
+    def _set_busy(self, busy: bool) -> None:
+        if busy is not self._busy and self._sharing is not None:
+            self._busy = busy
+            self._sharing.busy += 1 if busy else -1
 
     async def _run_some(self) -> None:
         """Entries in strides, with the bookkeeping after each, until none is left or a hook raises; the hot
         path of the loop thread."""
         mailbox, table, take, moved = self.mailbox, self._table, self.mailbox.take, self._moved
         queue, entry, stride = mailbox.queue, _NO_ENTRY, 0
+        sharing = self._sharing
+        assert sharing is not None
         turns = repeat(None, 0)
         before = perf_counter()
         try:
@@ -206,14 +225,16 @@ class Consumer:
                     await table[entry[0]](entry[1], entry[2])
                 mailbox.handled += stride
                 stride = 0
-                moved()
+                if mailbox.awaited:
+                    moved()
                 now = perf_counter()
                 spent, before = now - before, now
-                if spent > SLICE / 2:
+                share = SLICE / sharing.busy
+                if spent > share / 2:
                     self._stride = max(1, self._stride // 4)
-                elif spent < SLICE / 4 and self._stride < STRIDE:
+                elif spent < share / 4 and self._stride < STRIDE:
                     self._stride *= 2
-                if now - self._began > SLICE:
+                if now - self._began > share:
                     await asyncio.sleep(0)
                     self._began = before = perf_counter()
         except BaseException as error:
@@ -232,13 +253,20 @@ class Consumer:
     async def _run_work(self, work: Work, _: None) -> None:
         if self.muted and work.hook not in self._closing:
             work.discard()
-        else:
-            await work.coroutine
+            return
+        try:
+            for snapshot in work.snapshots:
+                if not snapshot.whole:
+                    await _whole(snapshot)
+        except BaseException:
+            work.discard()
+            raise
+        await work.coroutine
 
     async def _reach(self, done: asyncio.Future[None] | None, _: None) -> None:
         self.mailbox.handled -= 1  # a marker is no event
-        if done is not None and not done.done():
-            done.set_result(None)
+        if done is not None:
+            _set(done)
 
     def _asked_for(self, error: BaseException) -> bool:
         """Whether somebody else ends this task with it: cancels it, or closes its coroutine from outside."""
@@ -256,6 +284,41 @@ class Consumer:
         while task is not None and task.cancelling():
             task.uncancel()
         self._cancelled(f"the task of {self.name} was cancelled")
+
+
+class _Sharing:
+    """What the consumers of one loop share.
+
+    Attributes:
+        busy: consumers that have something to do.
+    """
+
+    def __init__(self) -> None:
+        self.busy = 0
+
+
+_sharing: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Sharing] = weakref.WeakKeyDictionary()
+
+
+async def _whole(snapshot: Snapshot) -> None:
+    """Waits for the thread that copies: a hook that reads its snapshot must not make the loop wait for it."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell() -> None:
+        try:
+            loop.call_soon_threadsafe(_set, done)
+        except RuntimeError:  # the loop is gone, and nobody waits
+            if not loop.is_closed():
+                raise
+
+    snapshot.then(tell)
+    await done
+
+
+def _set(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
 
 
 def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], Awaitable[Any]]:

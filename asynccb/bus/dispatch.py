@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.inline import HookSnapshots, SlowHooks, Timed, as_coroutine
+from asynccb.bus.clock import HookClock, Timed
+from asynccb.bus.inline import HookSnapshots, as_coroutine
 from asynccb.bus.mailbox import CODES, WORK, Mailbox, Work
 from asynccb.events import (
     BatchBegin,
@@ -37,12 +39,24 @@ if TYPE_CHECKING:
     from asynccb.bus.readers import EventStream, Readers
     from asynccb.bus.wakeup import Wakeup
     from asynccb.training.control import Control
+    from asynccb.training.copying import Copying
+    from asynccb.training.snapshot import Snapshot
 
 __all__ = ["Dispatcher", "Emit", "Subscriber"]
 
 GLANCE = 16
 """Batches between two looks at the length of a roomy mailbox."""
 Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
+
+
+_BATCH_KINDS: dict[str, Any] = {
+    "batch_begin": BatchBegin,
+    "batch_end": BatchEnd,
+    "test_batch_begin": TestBatchBegin,
+    "test_batch_end": TestBatchEnd,
+    "predict_batch_begin": PredictBatchBegin,
+    "predict_batch_end": PredictBatchEnd,
+}
 
 
 class Subscriber:
@@ -57,6 +71,7 @@ class Subscriber:
         mailbox: Mailbox,
         *,
         lockstep: bool,
+        changes_model: bool = True,
     ) -> None:
         self.name = name
         self.callback = callback
@@ -64,6 +79,8 @@ class Subscriber:
         self.beside = beside
         self.mailbox = mailbox
         self.lockstep = lockstep
+        self.changes_model = changes_model and bool(inline)
+        self.changes_in_batches = changes_model and any(kind.hook in inline for kind in _BATCH_KINDS.values())
         self.begun = False
         self.muted = False
         self.closing_hooks: set[str] = set()
@@ -86,16 +103,6 @@ class Emit(NamedTuple):
     predict_batch_end: Emitter
 
 
-_BATCH_KINDS: dict[str, Any] = {
-    "batch_begin": BatchBegin,
-    "batch_end": BatchEnd,
-    "test_batch_begin": TestBatchBegin,
-    "test_batch_end": TestBatchEnd,
-    "predict_batch_begin": PredictBatchBegin,
-    "predict_batch_end": PredictBatchEnd,
-}
-
-
 class InlineFailure(NamedTuple):
     """An inline hook raised; told to ``failed`` before the exception goes on."""
 
@@ -115,8 +122,10 @@ class Dispatcher:
         readers: the ring of event streams.
         wakeup: the way to the loop.
         control: for the waits of lockstep hooks.
+        gate: the copy of the model under way, which is completed before a hook that may change the model.
         failed: told of every inline hook that raised, before the exception goes on.
         warn: told of hooks that hold the training for long: (seconds, names of the callbacks, hook).
+        phase: told when a validation begins and when batches go on.
     """
 
     def __init__(
@@ -125,17 +134,22 @@ class Dispatcher:
         readers: Readers,
         wakeup: Wakeup,
         control: Control,
+        gate: Copying,
         *,
         failed: Callable[[InlineFailure], None],
         warn: Callable[[float, str, str], None],
+        phase: Callable[[str], object] = lambda phase: None,
     ) -> None:
         self.subscribers = subscribers
-        self.snapshots = HookSnapshots()
+        self._snapshots = HookSnapshots([(s.callback, s.changes_model) for s in subscribers])
         self._readers = readers
         self._wakeup = wakeup
         self._control = control
+        self._gate = gate
+        self._one_by_one = False  # whether the hooks of the event under way are looked at one by one
         self._failed = failed
         self._warn = warn
+        self._phase = phase
         self._numbers = itertools.count()
         self.skip: Callable[[], int] = self._numbers.__next__
         """Takes the number of an event that nobody wants, and answers it."""
@@ -148,7 +162,7 @@ class Dispatcher:
         }
         # By identity, and kept beside the lists: `silence` empties these under the feet of a stuck thread.
         self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
-        self._clock = SlowHooks()
+        self.clock = HookClock(self._name_of)
         self._silent = False
         self._opening = ""
         self._closed: set[type[Any]] = set()
@@ -185,6 +199,18 @@ class Dispatcher:
         with self._numbering:
             return self._readers.open(since, self.taken, allowed)
 
+    def snapshot(self, callback: Any, capture: Callable[..., Snapshot], *, pooled: bool) -> Snapshot:
+        """The model as it is now, for an inline hook of ``callback``."""
+        snapshot = self._snapshots.take(callback, capture, pooled=pooled)
+        # The hooks of a batch run in a tight loop, in which nobody looks whether a copy is under way.
+        if not self._one_by_one and any(s.changes_in_batches for s in self._after(callback)):
+            self._gate.finish()
+        return snapshot
+
+    def _after(self, callback: Any) -> list[Subscriber]:
+        at = next(at for at, subscriber in enumerate(self.subscribers) if subscriber.callback is callback)
+        return self.subscribers[at + 1 :]
+
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
         self._silent = True
@@ -219,30 +245,37 @@ class Dispatcher:
         )
 
     def _per_batch(self, kind: type[Any]) -> Emitter:
-        """The emitter of a batch event: every lookup that can be done beforehand is done here."""
-        hook_name = kind.hook
-        inline = self._inline[hook_name]
-        beside = [s for s in self.subscribers if hook_name in s.beside]
-        lockstep = [s for s in beside if s.lockstep]
-        boxes = [s.mailbox for s in beside]
-        appends = tuple(box.queue.append for box in boxes)
-        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox
-        # keeps as much in hand.
-        tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
-        every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
-        streamed = self._readers.wanted
-        shared = bool(boxes) or streamed
-        if self._silent or (not inline and not shared):
+        """The emitter of a batch event: its inline hooks, then its delivery, or the one of them that there
+        is."""
+        if self._silent:
             return None
-        code, numbers, ring, frozen = CODES[hook_name], self.skip, self._wakeup.ring, FrozenLogs
-        keep_work, snapshots, clock = self._keep_work, self.snapshots, self._clock
-        slow_step = clock.watch(hook_name, inline)
+        run, deliver = self._inline_hooks(kind.hook), self._delivery(kind)
+        if run is None or deliver is None:
+            return run or deliver
 
         def emit(index: int, logs: Logs, epoch: int, step: int) -> None:
+            run(index, logs, epoch, step)
+            deliver(index, logs, epoch, step)
+
+        return emit
+
+    def _inline_hooks(self, hook_name: str) -> Emitter:
+        """Runs the inline hooks of a batch event; every lookup that can be done beforehand is done here."""
+        inline = self._inline[hook_name]
+        if not inline:
+            return None
+        keep_work, snapshots, gate = self._keep_work, self._snapshots, self._gate
+        clock = self.clock
+        changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
+
+        def run(index: int, logs: Logs, epoch: int, step: int) -> None:
             hook: Any = None
             later: list[tuple[Subscriber, Entry]] | None = None
+            if changes and gate.copying:
+                gate.finish()
+            sampled = index & clock.mask < 2
             try:
-                for hook in inline:
+                for hook in clock.begin(hook_name, index, inline) if sampled else inline:
                     result = hook(index, logs)
                     if result is not None:
                         later = keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
@@ -257,33 +290,55 @@ class Dispatcher:
                     self._post_later(later, hook_name)
                 if snapshots.taken:
                     snapshots.forget()
-            if slow_step is not None:
-                slow_step()
-            if shared:
-                logs.__class__ = frozen
+            if sampled:
+                clock.end(hook_name, index, step)
+
+        return run
+
+    def _delivery(self, kind: type[Any]) -> Emitter:
+        """Puts a batch event into the mailboxes and the ring; the hot path of events that are delivered."""
+        hook_name = kind.hook
+        beside = [s for s in self.subscribers if hook_name in s.beside]
+        streamed = self._readers.wanted
+        if not beside and not streamed:
+            return None
+        boxes = [s.mailbox for s in beside]
+        lockstep = [s for s in beside if s.lockstep]
+        appends = tuple(box.queue.append for box in boxes)
+        # Room is looked for with every event where the bound is tight, else with every 16th: a roomy mailbox
+        # keeps as much in hand.
+        tight = tuple((box.queue, box.limit, box) for box in boxes if not box.roomy)
+        every = (*tight, *((box.queue, box.limit - 2 * GLANCE, box) for box in boxes if box.roomy))
+        code, numbers, wakeup, frozen = CODES[hook_name], self.skip, self._wakeup, FrozenLogs
+
+        def deliver(index: int, logs: Logs, epoch: int, step: int) -> None:
+            logs.__class__ = frozen
             number = self._publish(kind, (index, logs, epoch, step)) if streamed else numbers()
-            if not appends:
-                return
             entry = (code, index, logs, number, epoch)
             for append in appends:
                 append(entry)
             for queue, limit, box in tight if index % GLANCE else every:
                 if len(queue) >= limit:
                     box.overflow(entry)
-            ring()
+            if not wakeup.rung and appends:
+                wakeup.ring()
             if lockstep:
                 self._wait_lockstep(lockstep, hook_name)
 
-        return emit
+        return deliver
 
     def _always(self, kind: type[Any]) -> Emitter:
         """The emitter of an event that is always built: epochs and evaluations."""
 
         def emit(*fields: Any) -> None:
+            if kind is TestBegin:
+                self._phase("validation")
             self._run_inline(kind.hook, fields, self.subscribers)
             if self._silent:
                 return
             self._post(kind, fields, [s for s in self.subscribers if kind.hook in s.beside])
+            if kind is TestEnd:
+                self._phase("batches")
 
         return emit
 
@@ -313,6 +368,7 @@ class Dispatcher:
         rest."""
         errors: list[BaseException] = []
         later: list[tuple[Subscriber, Entry]] | None = None
+        self._one_by_one = True
         for subscriber in self.subscribers:
             if subscriber.begun:
                 subscriber.closing_hooks.add(kind.hook)
@@ -363,6 +419,7 @@ class Dispatcher:
         self, hook_name: str, fields: tuple[Any, ...], subscribers: list[Subscriber], *, begins: bool = False
     ) -> None:
         later: list[tuple[Subscriber, Entry]] | None = None
+        self._one_by_one = True
         try:
             for subscriber in subscribers:
                 if begins and hook_name not in subscriber.beside:
@@ -385,9 +442,13 @@ class Dispatcher:
         hook = subscriber.inline.get(hook_name)
         if hook is None:
             return later
+        if subscriber.changes_model:
+            self._gate.finish()
         arguments, epoch = _arguments(hook_name, fields)
+        began = perf_counter()
         try:
             result = hook(*arguments)
+            self.clock.add(subscriber.name, perf_counter() - began)
             if result is None:
                 return later
             return self._keep_work(subscriber, hook_name, epoch, result, later)
@@ -398,7 +459,8 @@ class Dispatcher:
     def _end_inline(
         self, hook_name: str, later: list[tuple[Subscriber, Entry]] | None, *, wait: bool = True
     ) -> None:
-        self.snapshots.forget()
+        self._snapshots.forget()
+        self._one_by_one = False
         if later is not None:
             self._post_later(later, hook_name, wait=wait)
 
@@ -437,7 +499,7 @@ class Dispatcher:
         coroutine = as_coroutine(result, f"{subscriber.name}.{hook_name}")
         if coroutine is None:
             return later
-        work = Work(coroutine, hook_name, self.snapshots.of(subscriber.callback))
+        work = Work(coroutine, hook_name, self._snapshots.of(subscriber.callback))
         return [*(later or ()), (subscriber, (WORK, work, None, self.taken, epoch))]
 
     def _post_later(
@@ -477,6 +539,9 @@ class Dispatcher:
     def _warn_begin(self, seconds: float) -> None:
         busy = [s.name for s in self.subscribers if not s.mailbox.finished]
         self._warn(seconds, ", ".join(busy), self._opening)
+
+    def _name_of(self, hook: object, hook_name: str) -> str | None:
+        return None if hook is _nothing else self._owner(hook, hook_name).name
 
     def _owner(self, hook: object, hook_name: str) -> Subscriber:
         hook = hook.hook if isinstance(hook, Timed) else hook

@@ -144,6 +144,8 @@ class Mailbox:
         self.dropped = 0
         self.held = 0
         self.peak = 0
+        self.awaited = False
+        """Whether the training thread waits for room here."""
         # "latest" is looked at with every second entry: what waits is never more than one of each hook.
         self.limit = {"wait": bound, "drop_oldest": bound + 1, "latest": 2}[policy]
         # So much room that nobody need look at every event whether it is full.
@@ -180,7 +182,13 @@ class Mailbox:
             # holds all.
             if entry[0] != _EPOCH_END or len(self.queue) >= 2 * self.bound:
                 self.held += 1
-                self._wait_for_room(self, self._has_room)
+                # Raised before the thread looks for room, and read by the consumer after it has made some:
+                # one of the two sees what the other did.
+                self.awaited = True
+                try:
+                    self._wait_for_room(self, self._has_room)
+                finally:
+                    self.awaited = False
         elif self.policy == "latest":
             self._drop_older(entry)
         else:

@@ -21,6 +21,9 @@ class Wakeup:
     loop's doing (``call_later``) and never the producer's: a producer that limited its own rate would leave
     the last event of a burst lying until the next one comes.
 
+    Attributes:
+        rung: whether the loop has been told already. The hot path looks here and spares itself :meth:`ring`.
+
     Args:
         loop: the loop to wake.
         deliver: called on the loop, once for all that was appended before.
@@ -30,19 +33,19 @@ class Wakeup:
         self._loop = loop
         self._deliver = deliver
         self._timer: asyncio.TimerHandle | None = None
-        self._rung = False
+        self.rung = False
         self._urgent = False
 
     def ring(self) -> None:
         """A batch event was appended: the loop comes within about 5 ms."""
-        if not self._rung:
-            self._rung = True
+        if not self.rung:
+            self.rung = True
             self._call(self._delay)
 
     def flush(self) -> None:
         """Something that should not wait was appended: the loop comes at once."""
         if not self._urgent:
-            self._rung = self._urgent = True
+            self.rung = self._urgent = True
             self._call(self._come)
 
     def close(self) -> None:
@@ -66,5 +69,5 @@ class Wakeup:
         self.close()
         # The flags fall before the mailboxes are looked at. The other way round, an event appended in between
         # would find the flag still up, wake nobody, and lie until the next one.
-        self._rung = self._urgent = False
+        self.rung = self._urgent = False
         self._deliver()

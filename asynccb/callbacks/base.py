@@ -57,7 +57,7 @@ class RunHandle(Protocol):
 
     def stop(self, reason: str = "stopped") -> None: ...
 
-    def snapshot_now(self, callback: Callback) -> SnapshotHandle: ...
+    def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> SnapshotHandle: ...
 
     def announce_saved(self, path: str, epoch: int) -> None: ...
 
@@ -85,11 +85,16 @@ class Callback:
             batch and ``fit`` raises :class:`~asynccb.CallbackError`), ``"warn"``, or ``"disable"`` (the
             callback gets nothing more but ``on_exception`` and ``on_train_end``). An inline hook that raises
             always fails the training with that very exception.
+        changes_model: whether inline hooks may change the model's weights. Default True: a copy of the model
+            that is being made beside the training (for a checkpoint, say) is completed before such a hook
+            runs. Set it False in a class whose hooks only look: then the copy costs the training less. It
+            holds for the hooks of the class that sets it, and not for those that a subclass overrides.
     """
 
     lockstep: ClassVar[bool] = False
     overflow: ClassVar[Overflow] = "wait"
     on_error: ClassVar[OnError] = "raise"
+    changes_model: ClassVar[bool] = True
     mailbox_size: ClassVar[int] = 1024
 
     model: Any = None
@@ -108,7 +113,8 @@ class Callback:
     def snapshot(self) -> SnapshotHandle:
         """A consistent copy of the model at this very moment. Legal in inline hooks only.
 
-        Blocks the batch for the time of one copy of the weights, which all callbacks of this hook share.
+        All callbacks of this hook share one copy. A large one is made beside the next batch, whose update
+        waits for it; the coroutine that the hook returns begins when it is made.
 
         Raises:
             RuntimeError: called outside of an inline hook; use ``await self.run.snapshot()`` there.

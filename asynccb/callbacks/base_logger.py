@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class BaseLogger(Callback):
         stateful_metrics: names of metrics whose value in a batch already stands for the epoch so far: their
             last value is logged in place of a mean. Default: none.
     """
+
+    changes_model: ClassVar[bool] = False
 
     def __init__(self, *, stateful_metrics: Iterable[str] | None = None) -> None:
         self.stateful_metrics = frozenset(stateful_metrics or ())

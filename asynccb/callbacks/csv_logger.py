@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable
 from numbers import Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class CSVLogger(Callback):
             was.
         OSError: when the training starts, a file that cannot be opened.
     """
+
+    changes_model: ClassVar[bool] = False
 
     def __init__(self, filename: str | os.PathLike[str], separator: str = ",", append: bool = False) -> None:
         csv.writer(io.StringIO(), delimiter=separator)

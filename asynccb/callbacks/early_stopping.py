@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.monitor import CONDITIONED, Monitor
@@ -43,6 +43,8 @@ class EarlyStopping(Callback):
     Raises:
         ArgumentError: ``monitor`` is no name, or ``min_delta`` no finite number.
     """
+
+    changes_model: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from asynccb.callbacks.base import Callback
 
@@ -30,6 +30,8 @@ class History(Callback):
         failures: the first failure of each hook of each callback that ran beside the training, with its
             count.
     """
+
+    changes_model: ClassVar[bool] = False
 
     history: dict[str, list[Any]]
     epoch: list[int]

@@ -10,7 +10,7 @@ from asynccb.callbacks.base import Callback
 from asynccb.errors import ArgumentError, HookRefused, in_words, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Hooks", "read_hooks"]
 
@@ -41,10 +41,12 @@ _MAY_DIFFER = frozenset({"on_train_begin", "on_checkpoint_saved"})
 
 
 class Hooks(NamedTuple):
-    """The overridden hooks of one callback by the name of the event's hook, bound to the callback."""
+    """The overridden hooks of one callback by the name of the event's hook, bound to the callback; and
+    whether they may change the model."""
 
     inline: dict[str, Callable[..., Any]]
     beside: dict[str, Callable[..., Any]]
+    changes_model: bool = True
 
 
 def read_hooks(callback: object) -> Hooks:
@@ -77,7 +79,24 @@ def read_hooks(callback: object) -> Hooks:
     _refuse_mixture(callback, inline, beside)
     for side in ("begin", "end"):
         _settle_batch_hook(side, inline, beside)
-    return Hooks(inline, beside)
+    return Hooks(inline, beside, _may_change_model(callback))
+
+
+def _may_change_model(callback: Callback) -> bool:
+    """What the class says that the hooks come from: one that overrides hooks of a class which says False has
+    not said it for its own."""
+    if any(getattr(hook, "__self__", None) is not callback for hook in _own_hooks(vars(callback))):
+        return True
+    for kind in type(callback).__mro__:
+        if "changes_model" in vars(kind):
+            return bool(vars(kind)["changes_model"])
+        if _own_hooks(vars(kind)):
+            return True
+    return True
+
+
+def _own_hooks(attributes: Mapping[str, Any]) -> list[Any]:
+    return [attributes[name] for name in _ARGUMENTS if name in attributes]
 
 
 def _check_settings(callback: Callback) -> None:

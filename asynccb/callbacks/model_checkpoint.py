@@ -87,6 +87,7 @@ class ModelCheckpoint(Callback):
         ArgumentError: a malformed template, a number out of range, or both ``period`` and ``save_freq``.
     """
 
+    changes_model: ClassVar[bool] = False
     mailbox_size: ClassVar[int] = 2
 
     def __init__(

@@ -46,6 +46,7 @@ class ProgbarLogger(Callback):
         ArgumentError: (a ValueError) an unknown ``count_mode``, a negative ``interval``.
     """
 
+    changes_model: ClassVar[bool] = False
     overflow: ClassVar[Overflow] = "drop_oldest"
     on_error: ClassVar[OnError] = "disable"
 

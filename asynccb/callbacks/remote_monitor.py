@@ -65,6 +65,7 @@ class RemoteMonitor(Callback):
         ArgumentError: a wrong type, a header that HTTP does not allow, or a number out of range.
     """
 
+    changes_model: ClassVar[bool] = False
     overflow: ClassVar[Overflow] = "drop_oldest"
     mailbox_size: ClassVar[int] = WAITING
 

@@ -102,6 +102,7 @@ class TensorBoard(Callback):
             metadata file that is not there or has not one line for each row.
     """
 
+    changes_model: ClassVar[bool] = False
     on_error: ClassVar[OnError] = "warn"
 
     path: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class TerminateOnNaN(Callback):
     in Keras) and stops: the open epoch is ended without validation, so its mean stands in the History, and
     no other batch is trained. Logs without a loss pass.
     """
+
+    changes_model: ClassVar[bool] = False
 
     def on_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = logs.get("loss") if logs else None

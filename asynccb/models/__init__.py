@@ -7,8 +7,10 @@ Importing this imports numpy and nothing heavier; HDF5 is loaded when a file is 
     sequential            what people type; satisfies protocols.Model itself
       step                one batch: forward, loss, metrics, backward, gate, update
         network           flat weights, the two passes as lists of bound calls
+        updates           an optimizer goes over the arrays, block by block
         heads             loss and last activation in one stable form
-      inspection      outputs of layers and gradients, to look at
+      memory, live        where the state lies, what a copy beside the training needs to know of it
+      inspection          outputs of layers and gradients, to look at
       state, files        a copy of a model, and its way into a file; loading is the way back
       layers/             what a layer declares, and the operations that compute
     losses, metrics, optimizers, activations, initializers    tables by Keras' names

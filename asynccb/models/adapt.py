@@ -44,6 +44,7 @@ class BareModel:
         has_test: whether it has ``test_batch``.
         has_predict: whether it has ``predict_batch``.
         has_capture: whether it has ``capture``.
+        has_live: whether it has ``live``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,6 +54,7 @@ class BareModel:
         self.has_test = callable(getattr(model, "test_batch", None))
         self.has_predict = callable(getattr(model, "predict_batch", None))
         self.has_capture = callable(getattr(model, "capture", None))
+        self.has_live = callable(getattr(model, "live", None))
 
     @property
     def metrics_names(self) -> Sequence[str]:
@@ -120,8 +122,7 @@ class BareModel:
 
     def live(self) -> LiveState | None:
         """The object's own answer; None where it has no ``live``."""
-        own = getattr(self.user_model, "live", None)
-        return cast("LiveState | None", own()) if callable(own) else None
+        return cast("LiveState | None", self.user_model.live()) if self.has_live else None
 
     def _require_test(self) -> None:
         shown = "test_batch(batch) -> dict of logs"

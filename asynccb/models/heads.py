@@ -23,25 +23,23 @@ _KEPT = 4  # batch sizes whose buffers are kept
 
 
 class Head:
-    """Base class; also the head of every loss that is not fused.
-
-    Attributes:
-        prediction: what the network predicts for the last batch, shape (rows, outputs).
-    """
-
-    prediction: Array
+    """Base class; also the head of every loss that is not fused."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
     def forward(self, y: Array, z: Array, weight: Array | None) -> float:
-        """The loss of the batch; keeps what :meth:`backward` needs."""
-        self.prediction, self._y, self._weight = z, y, weight
+        """The loss of the batch; keeps what the other two need."""
+        self._z, self._y, self._weight = z, y, weight
         return mean(self.loss.values(y, z), weight)
+
+    def prediction(self) -> Array:
+        """What the network predicts for the last batch, shape (rows, outputs)."""
+        return self._z
 
     def backward(self) -> Array:
         """The gradient of the loss by ``z``; the caller may overwrite it."""
-        g = self.loss.gradient(self._y, self.prediction)
+        g = self.loss.gradient(self._y, self._z)
         g *= _scale(len(g), self._weight)
         return g
 
@@ -57,14 +55,20 @@ def _scale(rows: int, weight: Array | None) -> Array | float:
 
 
 class _SoftmaxBuffers:
+    """Arrays for one shape, and views of them in the shapes in which they meet."""
+
     def __init__(self, z: Array) -> None:
         rows, classes = z.shape
         self.by_class = aligned((classes, rows), z.dtype)
         self.top = aligned(rows, z.dtype)
+        self.top_column = self.top[:, None]
         self.shifted = aligned(z.shape, z.dtype)
-        self.p = aligned(z.shape, z.dtype)
-        self.total = aligned((rows, 1), z.dtype)
+        self.powers = aligned(z.shape, z.dtype)
+        self.total = aligned(rows, z.dtype)
+        self.total_column = self.total[:, None]
         self.log_total = aligned(rows, z.dtype)
+        self.share = aligned(rows, z.dtype)
+        self.share_column = self.share[:, None]
         self.g = aligned(z.shape, z.dtype)
         self.ones = aligned(classes, z.dtype, fill=1.0)
         self.index = np.arange(rows)
@@ -78,45 +82,40 @@ class SoftmaxHead(Head):
         self._buffers: dict[tuple[int, ...], _SoftmaxBuffers] = {}
 
     def _sized(self, z: Array) -> _SoftmaxBuffers:
-        found = self._buffers.get(z.shape)
-        if found is None:
-            if len(self._buffers) >= _KEPT:
-                self._buffers.clear()
-            found = self._buffers[z.shape] = _SoftmaxBuffers(z)
-        return found
+        if len(self._buffers) >= _KEPT:
+            self._buffers.clear()
+        made = self._buffers[z.shape] = _SoftmaxBuffers(z)
+        return made
 
     def forward(self, y: Array, z: Array, weight: Array | None) -> float:
-        b = self._b = self._sized(z)
+        b = self._b = self._buffers.get(z.shape) or self._sized(z)
         self._y, self._weight = y, weight
         # The maximum over a short last axis is several times slower than over the first one of a transposed
         # copy.
-        np.copyto(b.by_class, z.T)
+        b.by_class[...] = z.T
         np.maximum.reduce(b.by_class, axis=0, out=b.top)
-        np.subtract(z, b.top[:, None], out=b.shifted)
-        np.exp(b.shifted, out=b.p)
-        np.dot(b.p, b.ones, out=b.total[:, 0])
-        np.divide(b.p, b.total, out=b.p)
-        self.prediction = b.p
-        np.log(b.total[:, 0], out=b.log_total)
-        return self._sparse(y, weight) if self.loss.sparse else self._dense(y, weight)
-
-    def _sparse(self, y: Array, weight: Array | None) -> float:
-        return mean(self._b.log_total - self._b.shifted[self._b.index, y], weight)
-
-    def _dense(self, y: Array, weight: Array | None) -> float:
-        b = self._b
-        self._sums = sums = np.dot(y, b.ones)  # ones for one-hot targets; anything for soft ones
+        np.subtract(z, b.top_column, out=b.shifted)
+        np.exp(b.shifted, out=b.powers)
+        b.powers.dot(b.ones, b.total)
+        np.log(b.total, out=b.log_total)
+        if self.loss.sparse:
+            return mean(b.log_total - b.shifted[b.index, y], weight)
+        self._sums = sums = y.dot(b.ones)  # ones for one-hot targets; anything for soft ones
         if weight is None:
-            return float(np.dot(sums, b.log_total) - np.vdot(y, b.shifted)) / max(1, len(sums))
+            return float(sums.dot(b.log_total) - np.vdot(y, b.shifted)) / max(1, len(sums))
         return mean(sums * b.log_total - (y * b.shifted).sum(axis=1), weight)
+
+    def prediction(self) -> Array:
+        return np.asarray(self._b.powers / self._b.total_column)
 
     def backward(self) -> Array:
         b = self._b
         if self.loss.sparse:
-            np.copyto(b.g, b.p)
+            np.divide(b.powers, b.total_column, out=b.g)
             b.g[b.index, self._y] -= 1.0
         else:
-            np.multiply(b.p, self._sums[:, None], out=b.g)
+            np.divide(self._sums, b.total, out=b.share)
+            np.multiply(b.powers, b.share_column, out=b.g)
             np.subtract(b.g, self._y, out=b.g)
         np.multiply(b.g, _scale(len(b.g), self._weight), out=b.g)
         return b.g
@@ -127,12 +126,15 @@ class SigmoidHead(Head):
 
     def forward(self, y: Array, z: Array, weight: Array | None) -> float:
         self._y, self._weight = y, weight
-        self.prediction = sigmoid(z, np.empty_like(z))
+        self._p = sigmoid(z, np.empty_like(z))
         values = np.maximum(z, 0.0) - z * y + np.log1p(np.exp(-np.abs(z)))
         return mean(values.mean(axis=-1), weight)
 
+    def prediction(self) -> Array:
+        return self._p
+
     def backward(self) -> Array:
-        g = self.prediction - self._y
+        g = self._p - self._y
         g *= _scale(len(g), self._weight)
         g *= 1.0 / g.shape[-1]
         return np.asarray(g)

@@ -38,4 +38,4 @@ def gradients(
     finally:
         for layer, state in streams:
             layer.set_random_state(state)
-    return {weight.path: weight.grad.copy() for weight in network.trainable if weight.grad is not None}
+    return {weight.path: weight.gradient() for weight in network.trainable}

@@ -10,7 +10,6 @@ import numpy as np
 
 from asynccb.errors import ArgumentError, FileRefused
 from asynccb.models import config, optimizers
-from asynccb.models.arrays import pack
 from asynccb.models.files import LayerLayout, WeightLayout, expected, optimizer_order, unpack_random
 from asynccb.models.names import numbered, snake_case
 from asynccb.models.sequential import Sequential
@@ -60,7 +59,10 @@ class _Plan:
         shape = parsed.input_shape
         for layer in parsed.layers:
             group = numbered(snake_case(type(layer).__name__), {other.group for other in self._layout})
-            specs = tuple(WeightLayout(s.name, s.shape, s.trainable) for s in layer.weight_specs(shape))
+            specs = tuple(
+                WeightLayout(s.name, s.shape, s.learned and layer.trainable)
+                for s in layer.weight_specs(shape)
+            )
             self._layout.append(LayerLayout(layer.name, group, specs))
             shape = layer.output_shape(shape)
         self._dtype = np.dtype(parsed.dtype)
@@ -80,16 +82,13 @@ class _Plan:
         return optimizer_order(names, trainable, by_variable=self._optimizer.slots_by_variable)
 
     def model(self, weights: list[Array], slots: list[Array] | None) -> Sequential:
-        flags = [weight.trainable for layer in self._layout for weight in layer.weights]
-        trainable = [array for array, flag in zip(weights, flags, strict=True) if flag]
-        frozen = [array for array, flag in zip(weights, flags, strict=True) if not flag]
+        trainable = sum(weight.trainable for layer in self._layout for weight in layer.weights)
         state = SequentialState(
             config=self._config,
             compiled=self._compiled,
             layout=tuple(self._layout),
-            params=pack(trainable, self._dtype),
-            frozen=pack(frozen, self._dtype),
-            optimizer=None if slots is None else self._optimizer_state(slots, len(trainable)),
+            weights=weights,
+            optimizer=None if slots is None else self._optimizer_state(slots, trainable),
             random=unpack_random(self._header),
             rebuild=Sequential._from_state,
         )
@@ -102,9 +101,8 @@ class _Plan:
         by_slot: dict[str, list[Any]] = {name: [None] * trainable for name in optimizer.slot_names()}
         for (slot, index), array in zip(self._order(trainable), rest, strict=True):
             by_slot[slot][index] = array
-        flat = {slot: pack(arrays, self._dtype) for slot, arrays in by_slot.items()}
         # The file's float32 is the config's number rounded; the config's is the exact one where the two
         # agree.
         exact = optimizer.learning_rate
         learning_rate = exact if math.isclose(exact, float(rate), rel_tol=1e-6) else float(rate)
-        return OptimizerState(int(iteration), learning_rate, flat, optimizer.slots_by_variable)
+        return OptimizerState(int(iteration), learning_rate, by_slot, optimizer.slots_by_variable)

@@ -1,128 +1,20 @@
-"""Optimizers with the formulas and defaults of Keras 3, on one flat array of all parameters.
-
-One update is a handful of numpy calls whatever the number of tensors, and allocates nothing: parameters,
-gradients and slots are flat arrays of equal length, and two scratch arrays take what is in between.
-"""
+"""Optimizers with the formulas and defaults of Keras 3; ``updates`` takes them over the arrays."""
 
 from __future__ import annotations
 
 import math
-import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models.arrays import aligned
 from asynccb.models.names import lookup
+from asynccb.models.updates import Optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from asynccb.models.arrays import Array
-
-
-class Optimizer:
-    """Base class: the learning rate, the count of updates, and the slots.
-
-    Args:
-        learning_rate: step size; ``lr`` and ``learning_rate`` are one settable float.
-
-    Attributes:
-        iterations: updates made.
-        slots: slot name -> flat array, in the order in which Keras keeps them; empty until the model is
-            built.
-    """
-
-    slot_initial: float = 0.0
-    slots_by_variable: ClassVar[bool] = (
-        False  # files: all slots of one variable together (Adam), or slot by slot
-    )
-
-    def __init__(self, learning_rate: float) -> None:
-        self.learning_rate = learning_rate
-        self.iterations = 0
-        self.slots: dict[str, Array] = {}
-        self._params: Array | None = None
-        self._owner: weakref.ref[object] | None = None
-
-    @property
-    def learning_rate(self) -> float:
-        """The step size, a Python float."""
-        return self._learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self._learning_rate = float(value)
-
-    @property
-    def lr(self) -> float:
-        """The same as ``learning_rate``."""
-        return self._learning_rate
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._learning_rate = float(value)
-
-    @property
-    def name(self) -> str:
-        """The name by which ``compile`` knows this optimizer."""
-        return type(self).__name__.lower()
-
-    def slot_names(self) -> tuple[str, ...]:
-        """Slots that these settings need."""
-        return ()
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments; Keras 3 takes the same ones."""
-        return {"learning_rate": self._learning_rate}
-
-    def build(self, params: Array, grads: Array) -> None:
-        """Binds the optimizer to a model's flat arrays; slots of equal size are kept."""
-        self._params, self._grads = params, grads
-        self._one, self._two = aligned(params.size, params.dtype), aligned(params.size, params.dtype)
-        kept = self.slots
-        self.slots = {}
-        for name in self.slot_names():
-            old = kept.get(name)
-            if old is not None and old.size == params.size and old.dtype == params.dtype:
-                self.slots[name] = old
-            else:
-                self.slots[name] = aligned(params.size, params.dtype, fill=self.slot_initial)
-
-    def claim(self, model: object) -> None:
-        """Makes ``model`` the one that this optimizer serves.
-
-        Raises:
-            ArgumentError: if it serves another model that is still alive: its slots belong to those weights.
-        """
-        owner = None if self._owner is None else self._owner()
-        if owner is not None and owner is not model:
-            fix = "Make one optimizer per model"
-            raise ArgumentError("optimizer", self, "serves another model already", fix)
-        self._owner = weakref.ref(model)
-
-    def update(self) -> None:
-        """Overwrites the parameters by the gradients."""
-        self.iterations += 1
-        params = self._params
-        assert params is not None, "build comes first"
-        self.step(params, self._grads, self._one, self._two)
-
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
-        """One update of ``p`` by ``g``; ``a``, ``b`` are scratch; ``iterations`` counts this one already."""
-        raise NotImplementedError
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Bound arrays are views of a model's memory: a copy of the optimizer is bound anew by its own model.
-        unbound = ("_params", "_grads", "_one", "_two", "_owner")
-        state = {key: value for key, value in vars(self).items() if key not in unbound}
-        return {
-            **state,
-            "slots": {name: slot.copy() for name, slot in self.slots.items()},
-            "_params": None,
-            "_owner": None,
-        }
 
 
 def _fraction(argument: str, value: float) -> float:
@@ -153,18 +45,22 @@ class SGD(Optimizer):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
 
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
+    @property
+    def by_rows(self) -> bool:
+        return not self.momentum
+
+    def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
         np.multiply(g, self._learning_rate, out=a)
         if not self.momentum:
             np.subtract(p, a, out=p)
             return
-        m = self.slots["momentum"]
+        (m,) = slots
         np.multiply(m, self.momentum, out=m)
         np.subtract(m, a, out=m)
         if self.nesterov:
-            np.multiply(m, self.momentum, out=b)
-            np.subtract(b, a, out=b)
-            np.add(p, b, out=p)
+            np.subtract(p, a, out=p)
+            np.multiply(m, self.momentum, out=a)
+            np.add(p, a, out=p)
         else:
             np.add(p, m, out=p)
 
@@ -205,14 +101,14 @@ class RMSprop(Optimizer):
         own = {"rho": self.rho, "momentum": self.momentum, "epsilon": self.epsilon, "centered": self.centered}
         return {**super().get_config(), **own}
 
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
-        v = self.slots["velocity"]
+    def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
+        v = slots[0]
         np.multiply(g, g, out=a)
         np.multiply(a, 1.0 - self.rho, out=a)
         np.multiply(v, self.rho, out=v)
         np.add(v, a, out=v)
         if self.centered:
-            mean = self.slots["average_gradient"]
+            mean = slots[-1]
             np.multiply(mean, self.rho, out=mean)
             np.multiply(g, 1.0 - self.rho, out=a)
             np.add(mean, a, out=mean)
@@ -222,14 +118,14 @@ class RMSprop(Optimizer):
         else:
             np.add(v, self.epsilon, out=a)
         np.sqrt(a, out=a)
-        np.multiply(g, self._learning_rate, out=b)
-        np.divide(b, a, out=b)
+        np.divide(g, a, out=a)
+        np.multiply(a, self._learning_rate, out=a)
         if self.momentum:
-            m = self.slots["momentum"]
+            m = slots[1]
             np.multiply(m, self.momentum, out=m)
-            np.add(m, b, out=m)
-            b = m
-        np.subtract(p, b, out=p)
+            np.add(m, a, out=m)
+            a = m
+        np.subtract(p, a, out=p)
 
 
 class Adagrad(Optimizer):
@@ -256,15 +152,20 @@ class Adagrad(Optimizer):
         own = {"initial_accumulator_value": self.initial_accumulator_value, "epsilon": self.epsilon}
         return {**super().get_config(), **own}
 
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
-        s = self.slots["accumulator"]
+    @property
+    def by_rows(self) -> bool:
+        # An accumulator of zero would turn a gradient of zero into 0 / 0.
+        return self.initial_accumulator_value + self.epsilon > float(np.finfo(np.float32).tiny)
+
+    def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
+        (s,) = slots
         np.multiply(g, g, out=a)
         np.add(s, a, out=s)
         np.add(s, self.epsilon, out=a)
         np.sqrt(a, out=a)
-        np.multiply(g, self._learning_rate, out=b)
-        np.divide(b, a, out=b)
-        np.subtract(p, b, out=p)
+        np.divide(g, a, out=a)
+        np.multiply(a, self._learning_rate, out=a)
+        np.subtract(p, a, out=p)
 
 
 class Adam(Optimizer):
@@ -297,8 +198,8 @@ class Adam(Optimizer):
         own = {"beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}
         return {**super().get_config(), **own}
 
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
-        m, v, t = self.slots["momentum"], self.slots["velocity"], self.iterations
+    def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
+        (m, v), t = slots, self.iterations
         np.subtract(g, m, out=a)
         np.multiply(a, 1.0 - self.beta_1, out=a)
         np.add(m, a, out=m)
@@ -308,10 +209,10 @@ class Adam(Optimizer):
         np.add(v, a, out=v)
         np.sqrt(v, out=a)
         np.add(a, self.epsilon, out=a)
+        np.divide(m, a, out=a)
         rate = self._learning_rate * math.sqrt(1.0 - self.beta_2**t) / (1.0 - self.beta_1**t)
-        np.multiply(m, rate, out=b)
-        np.divide(b, a, out=b)
-        np.subtract(p, b, out=p)
+        np.multiply(a, rate, out=a)
+        np.subtract(p, a, out=p)
 
 
 class AdamW(Adam):
@@ -339,10 +240,10 @@ class AdamW(Adam):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "weight_decay": self.weight_decay}
 
-    def step(self, p: Array, g: Array, a: Array, b: Array) -> None:
+    def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
         np.multiply(p, self._learning_rate * self.weight_decay, out=a)
         np.subtract(p, a, out=p)
-        super().step(p, g, a, b)
+        super().step(p, g, a, slots)
 
 
 CLASSES: dict[str, Callable[..., Optimizer]] = {

@@ -11,8 +11,10 @@ from asynccb.models import checking, config, files, inspection, losses, optimize
 from asynccb.models import metrics as metrics_room
 from asynccb.models.layers import Embedding
 from asynccb.models.layers.base import whole
+from asynccb.models.live import live_state
+from asynccb.models.memory import lay_out
+from asynccb.models.network import Network, kinds_of
 from asynccb.models.stack import Stack
-from asynccb.models.state import OptimizerState, SequentialState
 from asynccb.models.step import Step
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
     from asynccb.models.optimizers import Optimizer
+    from asynccb.models.state import SequentialState
     from asynccb.protocols import Batch, Gate, LiveState
 
     Shape = tuple[int, ...]
@@ -42,6 +45,8 @@ class Sequential(Stack):
         stop_training: set it True from a callback to end the training after the batch.
         training_thread: identity of the thread that trains the model, None outside of trainings. While it is
             set, other threads are refused with ``ModelBusy`` instead of getting half-updated weights.
+        training_gate: the gate of the training under way, None outside of trainings; ``set_weights`` asks it,
+            for a hook may set weights while a copy of them is made.
     """
 
     has_test = has_predict = has_capture = True
@@ -60,11 +65,13 @@ class Sequential(Stack):
         self._compiled: config.Compiled | None = None
         self._step: Step | None = None
         self._blueprint: tuple[dict[str, Any], tuple[files.LayerLayout, ...]] | None = None
+        self._live: LiveState | None = None
+        self._live_version = -1
         super().__init__(layers, name, seed, dtype)
 
     def _unbind(self) -> None:
         super()._unbind()
-        self._step = self._blueprint = None
+        self._step = self._blueprint = self._live = None
 
     def compile(
         self,
@@ -72,7 +79,7 @@ class Sequential(Stack):
         loss: str | None = None,
         metrics: Sequence[str] | None = None,
     ) -> None:
-        """Says how to train.
+        """Says how to train, and takes over which layers are ``trainable`` now.
 
         Args:
             optimizer: a name (``sgd``, ``rmsprop``, ``adagrad``, ``adam``, ``adamw``) or an optimizer.
@@ -95,7 +102,17 @@ class Sequential(Stack):
         found.claim(self)
         self.optimizer, self._loss, self._metrics = found, chosen, names
         self._compiled = config.compiled_of(found, loss, names)
-        self._step = None
+        self._step = self._live = None
+        if self._network is not None and self._network.kinds != kinds_of(self.layers, found.by_rows):
+            self._unbind()
+        if self.built:
+            self._ready_network()  # now, for what is trainable now is what counts
+
+    def _bind(self) -> Network:
+        # Config and layout are those of now: what is trainable may be changed later, but counts from the next
+        # compile on.
+        self._blueprint = (self.get_config(), files.layout_of(self.layers))
+        return Network(self.layers, self._dtype, self.optimizer is not None and self.optimizer.by_rows)
 
     def _ready_step(self, x: Any = None) -> Step:
         if self._step is None:
@@ -180,7 +197,8 @@ class Sequential(Stack):
 
         Args:
             batch: ``x``, ``y`` and optionally ``sample_weight``.
-            before_update: called once, right before the parameters are overwritten.
+            before_update: the gate of the run. While it is copying, it is asked before each part of the state
+                is overwritten.
 
         Returns:
             ``loss`` and metrics of this batch before the update, Python floats.
@@ -203,32 +221,27 @@ class Sequential(Stack):
     def capture(self) -> SequentialState:
         """A copy of weights, optimizer state and random streams; legal between two batches only."""
         self._check_free("capture")
-        network, optimizer = self._ready_network(), None
-        if self.optimizer is not None and self._compiled is not None:
-            self._ready_step()
-            own = self.optimizer
-            slots = {slot: flat.copy() for slot, flat in own.slots.items()}
-            optimizer = OptimizerState(own.iterations, own.learning_rate, slots, own.slots_by_variable)
-        if (
-            self._blueprint is None
-        ):  # the same for all states of a training, and dearer than copying small weights
-            self._blueprint = (self.get_config(), files.layout_of(self.layers))
-        return SequentialState(
-            config=self._blueprint[0],
-            compiled=self._compiled,
-            layout=self._blueprint[1],
-            params=network.params.copy(),
-            frozen=network.frozen.copy(),
-            optimizer=optimizer,
-            random={
-                layer.name: state for layer in self.layers if (state := layer.random_state()) is not None
-            },
-            rebuild=type(self)._from_state,
-        )
+        live = self.live()
+        state: SequentialState = live.complete([array.copy() for array in live.arrays])  # type: ignore[assignment]
+        return state
 
-    def live(self) -> LiveState | None:
-        """What :meth:`capture` copies, as it lies in memory now."""
-        return None
+    def live(self) -> LiveState:
+        """What :meth:`capture` copies, as it lies in memory now; legal between two batches only."""
+        self._check_free("live")
+        network = self._ready_network()
+        if self._live is None or self._live_version != network.version:
+            assert self._blueprint is not None
+            self._live_version = network.version
+            self._live = live_state(
+                memory=lay_out(network, None) if self._compiled is None else self._ready_step().memory,
+                version=network.version,
+                blueprint=self._blueprint,
+                layers=self.layers,
+                optimizer=self.optimizer,
+                compiled=self._compiled,
+                rebuild=type(self)._from_state,
+            )
+        return self._live
 
     @classmethod
     def _from_state(cls, state: SequentialState) -> Sequential:
@@ -237,22 +250,21 @@ class Sequential(Stack):
         return model
 
     def _restore(self, state: SequentialState) -> None:
-        network = self._ready_network()
-        np.copyto(network.params, state.params)
-        np.copyto(network.frozen, state.frozen)
+        compiled = state.compiled
+        if compiled is not None:
+            self.compile(optimizers.from_config(compiled.optimizer), compiled.loss, compiled.metrics)
+        self.set_weights(list(state.weights().values()))
         for layer in self.layers:
             if layer.name in state.random:
                 layer.set_random_state(state.random[layer.name])
-        if state.compiled is None or state.optimizer is None:
+        if compiled is None or state.optimizer is None:
             return
-        compiled = state.compiled
-        self.compile(optimizers.from_config(compiled.optimizer), compiled.loss, compiled.metrics)
-        self._ready_step()
-        assert self.optimizer is not None
-        self.optimizer.learning_rate = state.optimizer.learning_rate
-        self.optimizer.iterations = state.optimizer.iterations
-        for slot, flat in state.optimizer.slots.items():
-            np.copyto(self.optimizer.slots[slot], flat)
+        memory, own = self._ready_step().memory, self.optimizer
+        assert own is not None
+        own.learning_rate, own.iterations = state.optimizer.learning_rate, state.optimizer.iterations
+        for slot, arrays in state.optimizer.slots.items():
+            for place, array in zip(memory.slots[slot], arrays, strict=True):
+                place.of(memory.arrays)[...] = array
 
     # -- what people call
     # -----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Weight
+    from asynccb.protocols import Gate
 
     Shape = tuple[int, ...]
 
@@ -45,6 +46,7 @@ class Stack:
         self.name = "sequential" if name is None else check_name(name)
         self.layers: list[Layer] = []
         self.training_thread: int | None = None
+        self.training_gate: Gate | None = None
         self._seed = None if seed is None else int(seed)
         self._entropy = self._seed if self._seed is not None else np.random.SeedSequence().entropy
         self._dtype: np.dtype[Any] = np.dtype(dtype)
@@ -134,13 +136,16 @@ class Stack:
         """Forgets what was bound to the layers as they were."""
         self._network = None
 
+    def _bind(self) -> Network:
+        return Network(self.layers, self._dtype)
+
     def _ready_network(self) -> Network:
         if self._network is None:
             if self._output_shape is None or not self.layers:
                 what = "has no layers" if not self.layers else "is not built: its input shape is unknown"
                 fix = "Give its first layer input_shape=..., or call model.build((None, features))"
                 raise ArgumentError("model", self, what, fix)
-            self._network = Network(self.layers, self._dtype)
+            self._network = self._bind()
         return self._network
 
     @property
@@ -169,7 +174,7 @@ class Stack:
             ModelBusy: from another thread during a training.
         """
         self._check_free("set_weights")
-        self._ready_network()
+        network = self._ready_network()
         own, given = self.weights, [np.asarray(array) for array in weights]
         if len(own) != len(given):
             raise ArgumentError("weights", in_words(f"{len(given)} arrays"), f"the model has {len(own)}")
@@ -177,8 +182,10 @@ class Stack:
             if weight.shape != array.shape:
                 shown = in_words(f"shape {array.shape}")
                 raise ArgumentError("weights", shown, f"{weight.path} has shape {weight.shape}")
-        for weight, array in zip(own, given, strict=True):
-            weight.value[...] = array
+        gate = self.training_gate
+        if gate is not None and gate.copying:
+            gate()
+        network.write(given)
 
     def _input(self, samples: Any) -> Array:
         x: Array = np.asarray(samples)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from asynccb.models.arrays import views
 from asynccb.models.files import optimizer_order, save_state
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from asynccb.models.arrays import Array
     from asynccb.models.config import Compiled
@@ -23,21 +22,19 @@ class OptimizerState(NamedTuple):
 
     iterations: int
     learning_rate: float
-    slots: dict[str, Array]  # flat, in the layout of the trainable weights
+    slots: Mapping[str, Sequence[Array]]  # an array for each trainable weight, in their order
     by_variable: bool
 
 
 class SequentialState:
     """Weights, optimizer state and random streams of a Sequential; satisfies ``ModelState``.
 
-    It owns its memory, and its arrays are read-only: training on does not change them.
+    Its arrays are copies, handed out as read-only views: training on does not change them.
 
     Attributes:
         config: the model's config (JSON).
         compiled: loss, metrics and optimizer settings, None if the model is not compiled.
-        layout: layers with names and shapes of their weights.
-        params: trainable weights, flat.
-        frozen: other weights, flat.
+        layout: layers with names and shapes of their weights, and which of them the optimizer has slots for.
         optimizer: None if the model is not compiled.
         random: layer name -> state of its random stream.
     """
@@ -48,27 +45,23 @@ class SequentialState:
         config: dict[str, Any],
         compiled: Compiled | None,
         layout: tuple[LayerLayout, ...],
-        params: Array,
-        frozen: Array,
+        weights: Sequence[Array],
         optimizer: OptimizerState | None,
         random: dict[str, Any],
         rebuild: Callable[[SequentialState], Any],
     ) -> None:
         self.config, self.compiled, self.layout = config, compiled, layout
-        self.params, self.frozen, self.optimizer, self.random = params, frozen, optimizer, random
-        self._rebuild = rebuild
+        self.optimizer, self.random = optimizer, random
+        self._weights, self._rebuild = weights, rebuild
         self._arrays: dict[str, Array] | None = None
-        for flat in (params, frozen, *(optimizer.slots.values() if optimizer else ())):
-            flat.flags.writeable = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_arrays": None}  # else every array would be written twice
 
     def weights(self) -> dict[str, Array]:
         """``"<layer>/<weight>"`` -> read-only array, in the order of ``get_weights``."""
-        trainable = iter(views(self.params, self._shapes(True)))
-        frozen = iter(views(self.frozen, self._shapes(False)))
         return {
-            f"{layer.name}/{weight.name}": next(trainable if weight.trainable else frozen)
-            for layer in self.layout
-            for weight in layer.weights
+            name: _read_only(array) for (name, _), array in zip(self._names(), self._weights, strict=True)
         }
 
     def optimizer_arrays(self) -> dict[str, Array]:
@@ -76,22 +69,14 @@ class SequentialState:
         state = self.optimizer
         if state is None:
             return {}
-        names = [
-            f"{layer.name}/{weight.name}"
-            for layer in self.layout
-            for weight in layer.weights
-            if weight.trainable
-        ]
-        slots = {slot: views(flat, self._shapes(True)) for slot, flat in state.slots.items()}
+        names = [name for name, trainable in self._names() if trainable]
         arrays = {
             "optimizer/iteration": np.array(state.iterations, np.int64),
             "optimizer/learning_rate": np.array(state.learning_rate, np.float64),
         }
-        for slot, index in optimizer_order(list(slots), len(names), by_variable=state.by_variable):
-            arrays[f"optimizer/{names[index]}/{slot}"] = slots[slot][index]
-        for array in arrays.values():
-            array.flags.writeable = False
-        return arrays
+        for slot, index in optimizer_order(list(state.slots), len(names), by_variable=state.by_variable):
+            arrays[f"optimizer/{names[index]}/{slot}"] = state.slots[slot][index]
+        return {name: _read_only(array) for name, array in arrays.items()}
 
     @property
     def arrays(self) -> Mapping[str, Array]:
@@ -117,5 +102,15 @@ class SequentialState:
         """A new model with this state, compiled as the old one was."""
         return self._rebuild(self)
 
-    def _shapes(self, trainable: bool) -> list[tuple[int, ...]]:
-        return [w.shape for layer in self.layout for w in layer.weights if w.trainable is trainable]
+    def _names(self) -> list[tuple[str, bool]]:
+        return [
+            (f"{layer.name}/{weight.name}", weight.trainable)
+            for layer in self.layout
+            for weight in layer.weights
+        ]
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False  # of the view alone: the memory below it may be used again
+    return view

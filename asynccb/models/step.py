@@ -8,14 +8,16 @@ import numpy as np
 
 from asynccb.models import metrics as metrics_room
 from asynccb.models.heads import head_for
+from asynccb.models.memory import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from asynccb.models.arrays import Array
     from asynccb.models.losses import Loss
     from asynccb.models.network import Network
     from asynccb.models.optimizers import Optimizer
+    from asynccb.protocols import Gate
 
 
 class Step:
@@ -27,6 +29,9 @@ class Step:
         loss: what is minimized.
         metrics: names of metrics.
         optimizer: built on the network's arrays by this constructor.
+
+    Attributes:
+        memory: where the state of both lies.
     """
 
     def __init__(
@@ -49,22 +54,22 @@ class Step:
             for key, name in zip(keys, metrics, strict=True)
         ]
         self._optimizer = optimizer
-        optimizer.build(network.params, network.grads)
+        optimizer.build(network.params, network.grads, network.table, network.layout)
+        self.memory = lay_out(network, optimizer)
 
-    def train(
-        self, x: Array, y: Any, sample_weight: Any, before_update: Callable[[], None] | None
-    ) -> dict[str, float]:
-        """One update. ``before_update`` is called once, right before parameters are overwritten."""
+    def train(self, x: Array, y: Any, sample_weight: Any, gate: Gate | None) -> dict[str, float]:
+        """One update, behind ``gate`` where that is copying."""
         # A diverging model overflows; that is for the callbacks to see in the loss, not for a warning per
         # batch.
         with np.errstate(all="ignore"):
             network = self._network
             logs = self._pass(x, y, sample_weight)
-            if before_update is not None:
-                before_update()
-            self._optimizer.update()
-            for commit in network.commits:
-                commit()
+            self._optimizer.update(gate)
+            if network.commits:
+                if gate is not None and gate.copying:
+                    gate(self.memory.through_moving)
+                for commit in network.commits:
+                    commit()
         return logs
 
     def differentiate(self, x: Array, y: Any, sample_weight: Any) -> None:
@@ -90,8 +95,10 @@ class Step:
         targets = self._targets(y, z)
         head = self._head
         logs = {"loss": head.forward(targets, z, self._weights(sample_weight, len(z)))}
-        for key, metric in self._metrics:
-            logs[key] = metric(targets, head.prediction)
+        if self._metrics:
+            prediction = head.prediction()
+            for key, metric in self._metrics:
+                logs[key] = metric(targets, prediction)
         return logs
 
     def _gradient(self) -> Array:

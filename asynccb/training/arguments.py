@@ -24,7 +24,7 @@ from asynccb.training.prefetch import AsyncFeed
 if TYPE_CHECKING:
     from asynccb.protocols import Batch, Model, Source
 
-__all__ = ["Data", "FitArguments", "check_count", "check_fit", "every"]
+__all__ = ["Data", "FitArguments", "check_count", "check_fit", "check_seconds", "every"]
 
 _NAN_SCAN = 1 << 22
 """Elements looked at in one piece, so that the scan needs no memory of the data's size."""
@@ -47,6 +47,20 @@ def check_count(name: str, value: Any, *, least: int, none: bool = False) -> int
             name, value, f"a whole number of at least {least}" + (", or None" if none else "")
         )
     return number
+
+
+def check_seconds(name: str, value: Any) -> float | None:
+    """A time in seconds, above 0; or None.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if value is None:
+        return None
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not 1e-6 <= float(value) < math.inf:
+        raise ArgumentError(name, value, "a number of seconds from 0.000001 on, or None")
+    return float(value)
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

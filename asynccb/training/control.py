@@ -16,10 +16,13 @@ the thread waits for         ended by
 ``train begin`` awaitables   the consumers, cancel, loop gone
 ``feed``                     the async source's task, stop, cancel, loop gone
 ``pause``                    resume, stop, cancel, loop gone
+``pool``: room for a copy    a writer's release, cancel, loop gone
+``gate``: a segment copied   the copier, which waits for nobody
 ===========================  ======================================================================
 
-In each of them snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
-thread that waits for the hook.
+In the first five snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
+thread that waits for the hook. In the last two the thread is inside of a hook or of a batch, where a copy
+would be of no defined moment.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Control", "Interrupt", "Limits", "Reason"]
 
-Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause"]
+Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause", "pool", "gate"]
 Cause = Literal["cancelled", "failed", "loop gone", "abandoned"]
 
 
@@ -207,18 +210,22 @@ class Control:
         predicate: Callable[[], bool],
         *,
         stop_ends: bool = False,
+        unending: bool = False,
+        serve: bool = True,
         complain: Callable[[float], None] | None = None,
         complain_after: float = float("inf"),
     ) -> bool:
         """Blocks the training thread until ``predicate()`` holds. No other function may block it.
 
-        While the run closes nothing is waited for: the drain follows, and it has its own limits.
+        While the run closes nothing but the gate is waited for: the drain follows, and it has its own limits.
 
         Args:
             reason: what is waited for; counted and timed under this name.
             predicate: cheap, callable on any thread, and made true only by somebody who then calls
                 :meth:`nudge`.
             stop_ends: whether a stop ends this wait too.
+            unending: nothing but the predicate ends this wait; only for what waits for nobody itself.
+            serve: whether snapshots are served meanwhile.
             complain: called once, with the seconds waited so far, after ``complain_after`` seconds.
 
         Returns:
@@ -227,26 +234,29 @@ class Control:
         Raises:
             Interrupt: the run was cancelled or failed, or its loop is gone.
         """
-        if self.closing or predicate():
+        if (self.closing and not unending) or predicate():
             return True
         started = time.monotonic()
         self.waiting = reason
         self._stop_ends = stop_ends
         self._predicate = predicate
         self.waits[reason] += 1
-        self._entering_wait()
+        if not unending:
+            self._entering_wait()
         try:
             while True:
-                self._serve_snapshots()
+                if serve and not unending:
+                    self._serve_snapshots()
                 with self._changed:
                     if predicate():
                         return True
-                    self._raise_interrupt()
+                    if not unending:
+                        self._raise_interrupt()
                     if stop_ends and (self.stop_reason is not None or self.flagged()):
                         return False
-                    if not self._requests:
+                    if not self._requests or unending or not serve:
                         self._changed.wait(self.limits.poll)
-                if self._loop_is_closed():
+                if self._loop_is_closed() and not unending:
                     self._loop_gone()
                 if complain is not None and time.monotonic() - started >= complain_after:
                     complain(time.monotonic() - started)
@@ -299,6 +309,7 @@ class Control:
             return
         for request in asked:
             request.answer(snapshot)
+        snapshot.release()  # who asked has a handle of its own
 
     def _raise_interrupt(self) -> None:
         if self.interrupt is not None and not (self.closing and self.interrupt.cause != "abandoned"):

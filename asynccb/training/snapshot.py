@@ -1,37 +1,52 @@
-"""Consistent copies of a model in training.
+"""Consistent copies of a model in training, and the memory that they are made in.
 
-The copy is plain: it is made at a safe point, on the training thread, by the model's own ``capture``, and
-owns its memory. All who ask at the same safe point share one copy, and each holds a handle of its own on it,
-so that nobody's ``release`` takes the arrays from under another.
+All who ask at the same safe point share one copy, and each holds a handle of its own on it, so that nobody's
+``release`` takes the arrays from under another. The writers of this package get copies out of a pool of warm
+memory: at most as many at a time as the pool has room for, then the training waits for a release. What a user
+receives owns its memory and takes none from the pool.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from asynccb.training.copying import Copying, Target
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from os import PathLike
     from types import TracebackType
 
     import numpy as np
 
-    from asynccb.protocols import ModelState
+    from asynccb.protocols import LiveState, Model, ModelState
+    from asynccb.training.control import Control
+    from asynccb.training.copying import Copy
 
-__all__ = ["Snapshot"]
+__all__ = ["Pool", "Snapshot", "Snapshots"]
+
+POOLED = 2
+"""Copies for our own writers that may exist at a time: one being written, one waiting or being made."""
 
 
 class Snapshot:
     """A model at one moment: training on does not change it.
+
+    The copy may still be made, beside the training, when this is handed out. ``arrays``, ``save`` and
+    ``to_model`` wait for it (for about as long as a copy takes); ``await run.snapshot()`` and the coroutines
+    that hooks return get it whole.
 
     Attributes:
         step: batches trained when it was taken, over all epochs.
         epoch: 0-based epoch in which it was taken.
     """
 
-    def __init__(self, state: ModelState, step: int, epoch: int) -> None:
+    def __init__(self, state: ModelState, step: int, epoch: int, shared: Shared | None = None) -> None:
         self._state: ModelState | None = state
+        self._shared = Shared(None, None, None) if shared is None else shared
+        self._shared.hold()
         self.step = step
         self.epoch = epoch
 
@@ -56,20 +71,46 @@ class Snapshot:
 
     def another(self) -> Snapshot:
         """A second handle on the same copy."""
-        return Snapshot(self._held(), self.step, self.epoch)
+        return Snapshot(self._alive(), self.step, self.epoch, self._shared)
+
+    def own(self) -> Snapshot:
+        """Itself, and from now on nobody else ever uses the copy's memory: a user has it."""
+        self._shared.own()
+        return self
 
     @property
     def released(self) -> bool:
         return self._state is None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the copy is made."""
+        return self._shared.copy is None or self._shared.copy.whole
+
+    def then(self, function: Callable[[], None]) -> None:
+        """Calls ``function`` once the copy is whole: now, or on the thread that completes it."""
+        if self._shared.copy is None:
+            function()
+        else:
+            self._shared.copy.then(function)
+
     def release(self) -> None:
         """Gives the memory back. Legal any number of times; everything else then raises RuntimeError."""
-        self._state = None
+        if self._state is not None:
+            self._state = None
+            if self._shared.let_go():
+                self._shared.end()
 
-    def _held(self) -> ModelState:
+    def _alive(self) -> ModelState:
         if self._state is None:
             raise RuntimeError(f"this snapshot of step {self.step} was released")
         return self._state
+
+    def _held(self) -> ModelState:
+        state = self._alive()
+        if self._shared.copy is not None:
+            self._shared.copy.wait()
+        return state
 
     def __enter__(self) -> Snapshot:
         return self
@@ -79,6 +120,177 @@ class Snapshot:
     ) -> None:
         self.release()
 
+    def __del__(self) -> None:
+        # A coroutine that is closed before it ran drops its snapshot without a word.
+        if self._state is not None:
+            self._state = None
+            if self._shared.let_go():
+                self._shared.orphan()
+
     def __repr__(self) -> str:
         released = ", released" if self._state is None else ""
         return f"<Snapshot step={self.step} epoch={self.epoch}{released}>"
+
+
+class Shared:
+    """What all handles on one copy have in common: the copy, and where its memory goes after the last one.
+
+    A handle may be dropped by the garbage collector at any instruction, also inside of a method here: there
+    is no lock, only operations that are atomic by themselves.
+    """
+
+    def __init__(self, copy: Copy | None, slot: Slot | None, pool: Pool | None) -> None:
+        self.copy = copy
+        self._handles: list[None] = []
+        self._slot = [] if slot is None else [slot]
+        self._pool = pool
+
+    def hold(self) -> None:
+        self._handles.append(None)
+
+    def let_go(self) -> bool:
+        """True for the last one."""
+        self._handles.pop()
+        return not self._handles
+
+    def own(self) -> None:
+        """The memory leaves the pool for good."""
+        slot = self._take_slot()
+        if slot is not None and self._pool is not None:
+            self._pool.forget(slot)
+
+    def end(self) -> None:
+        """The last handle was released."""
+        if self.copy is not None:
+            self.copy.give_up()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Returns the memory to the pool, as soon as no thread writes to it any more."""
+        slot, pool = self._take_slot(), self._pool
+        if slot is None or pool is None:
+            return
+        if self.copy is None:
+            pool.put(slot)
+        else:
+            self.copy.then(lambda: pool.put(slot))
+
+    def orphan(self) -> None:
+        """The last handle was dropped without a release: the pool fetches the memory when it wants some."""
+        if self._slot and self._pool is not None:
+            self._pool.orphans.append(self)
+
+    def _take_slot(self) -> Slot | None:
+        try:
+            return self._slot.pop()
+        except IndexError:  # somebody was quicker, or it was never of a pool
+            return None
+
+
+class Slot:
+    """A place in the pool, and the memory that lies there once it has been used."""
+
+    def __init__(self) -> None:
+        self.target: Target | None = None
+
+
+class Pool:
+    """Room for a number of copies, whose memory is used again and again.
+
+    ``take`` and ``forget`` are called on the training thread, ``put`` on any.
+
+    Args:
+        size: copies that may exist at a time.
+        control: where the training waits for one.
+    """
+
+    def __init__(self, size: int, control: Control) -> None:
+        self.orphans: deque[Shared] = deque()
+        self._control = control
+        self._slots = [Slot() for _ in range(size)]
+        self._free = deque(self._slots)
+
+    def take(self) -> Slot:
+        """A free slot; the one that was used last, whose memory is warm. Waits for one.
+
+        While the run closes nothing is waited for, and the slot is one that the pool does not know.
+
+        Raises:
+            Interrupt: the run was cancelled or failed meanwhile, or its loop is gone.
+        """
+        if not self.has_room():
+            self._control.wait("pool", self.has_room, serve=False)
+        return self._free.pop() if self._free else Slot()
+
+    def has_room(self) -> bool:
+        while self.orphans:
+            self.orphans.popleft().give_back()
+        return bool(self._free)
+
+    def put(self, slot: Slot) -> None:
+        self._free.append(slot)
+        self._control.nudge()
+
+    def forget(self, slot: Slot) -> None:
+        """Its memory belongs to somebody else now; a new place takes its own."""
+        self._free.appendleft(Slot())
+
+
+class Snapshots:
+    """Makes the snapshots of one run. Used on the training thread.
+
+    Attributes:
+        made: copies made.
+        gate: what the model asks before it overwrites itself.
+    """
+
+    def __init__(self, model: Model, control: Control, name: str) -> None:
+        self.made = 0
+        self.gate = Copying(control, name)
+        self._model = model
+        self._pool = Pool(POOLED, control)
+
+    def take(self, step: int, epoch: int, *, pooled: bool = False) -> Snapshot:
+        """The model now.
+
+        Args:
+            step, epoch: where the training stands.
+            pooled: in memory that is used again after the release; else the copy owns its memory.
+
+        Raises:
+            Interrupt: the run was cancelled while it waited for room in the pool.
+        """
+        slot = self._pool.take() if pooled else None
+        try:
+            snapshot = self._take(step, epoch, slot)
+        except BaseException:
+            if slot is not None:
+                self._pool.put(slot)
+            raise
+        self.made += 1
+        return snapshot
+
+    def has_room(self) -> bool:
+        """Whether a pooled snapshot can be had without waiting."""
+        return self._pool.has_room()
+
+    def close(self) -> None:
+        """The training is over: what is under way is completed."""
+        self.gate.close()
+
+    def _take(self, step: int, epoch: int, slot: Slot | None) -> Snapshot:
+        pool = None if slot is None else self._pool
+        live = self._model.live()
+        if live is None:
+            return Snapshot(self._model.capture(), step, epoch, Shared(None, slot, pool))
+        target = _target(live, slot)
+        copy = self.gate.begin(live, target)
+        return Snapshot(live.complete(target.shown), step, epoch, Shared(copy, slot, pool))
+
+
+def _target(live: LiveState, slot: Slot | None) -> Target:
+    if slot is None:
+        return Target(live)
+    if slot.target is None or not slot.target.fits(live):
+        slot.target = Target(live)
+    return slot.target

@@ -290,6 +290,39 @@ async def test_hooks_that_never_suspend_hold_the_loop_for_about_a_millisecond(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("cost", [1e-6, 1e-5, 5e-5])
+async def test_many_consumers_together_hold_the_loop_no_longer_than_one(
+    monkeypatch: pytest.MonkeyPatch, cost: float
+) -> None:
+    """Eight of them, each with its own millisecond, would hold it for eight."""
+    clock = Clock(monkeypatch)
+    turns: list[float] = []
+
+    async def hook(*arguments: Any) -> None:
+        clock.now += cost
+
+    async def others() -> None:
+        while True:
+            turns.append(clock.now)
+            await asyncio.sleep(0)
+
+    benches = [Bench(on_train_batch_end=hook).start() for _ in range(8)]
+    other = asyncio.create_task(others())
+    await settle()
+    for batch in range(1000):
+        for bench in benches:
+            bench.post(BATCH, batch, {})
+    for bench in benches:
+        await bench.drained()
+    other.cancel()
+    longest = max(later - earlier for earlier, later in itertools.pairwise(turns))
+    assert longest <= 2 * SLICE
+    assert [bench.mailbox.handled for bench in benches] == [1000] * 8
+    for bench in benches:
+        await bench.end()
+
+
+@pytest.mark.asyncio
 async def test_a_hook_of_100_microseconds_without_a_slice_would_hold_the_loop_to_its_last_event(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import copy
+import itertools
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from asynccb.bus import clock as clock_room
 from asynccb.bus import inline
+from asynccb.bus.clock import Timed
 from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
-from asynccb.bus.inline import Timed, as_coroutine
+from asynccb.bus.inline import as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
 from asynccb.bus.readers import Readers
 from asynccb.callbacks.base import Callback
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 
 class Bell:
+    rung = False
+
     def __init__(self) -> None:
         self.calls: list[str] = []
 
@@ -52,9 +57,21 @@ class Waits:
         return True
 
 
+class Gate:
+    """Stands for the copy of a model that is made beside the training."""
+
+    def __init__(self) -> None:
+        self.copying = False
+        self.finished = 0
+
+    def finish(self) -> None:
+        self.finished += self.copying
+        self.copying = False
+
+
 class Bench:
     def __init__(self, *callbacks: Callback) -> None:
-        self.bell, self.control = Bell(), Waits()
+        self.bell, self.control, self.gate = Bell(), Waits(), Gate()
         self.readers = Readers(64, lambda: self.dispatcher.rebuild())
         self.failures: list[InlineFailure] = []
         self.warnings: list[tuple[float, str, str]] = []
@@ -64,6 +81,7 @@ class Bench:
             self.readers,
             self.bell,  # type: ignore[arg-type]
             self.control,  # type: ignore[arg-type]
+            self.gate,  # type: ignore[arg-type]
             failed=self.failures.append,
             warn=lambda *told: self.warnings.append(told),
         )
@@ -72,7 +90,15 @@ class Bench:
         hooks = read_hooks(callback)
         name = type(callback).__name__
         box = Mailbox(name, callback.overflow, callback.mailbox_size, lambda box, has_room: None)
-        return Subscriber(name, callback, hooks.inline, hooks.beside, box, lockstep=callback.lockstep)
+        return Subscriber(
+            name,
+            callback,
+            hooks.inline,
+            hooks.beside,
+            box,
+            lockstep=callback.lockstep,
+            changes_model=hooks.changes_model,
+        )
 
     def box(self, at: int) -> list[Any]:
         return list(self.subscribers[at].mailbox.queue)
@@ -529,9 +555,9 @@ class State:
 
 
 def test_inline_hooks_of_one_event_share_one_copy_and_each_has_a_handle_of_its_own() -> None:
-    snapshots, captures = inline.HookSnapshots(), []
+    snapshots, captures = inline.HookSnapshots([("a", False), ("b", True)]), []
 
-    def capture() -> Snapshot:
+    def capture(*, pooled: bool) -> Snapshot:
         captures.append(1)
         return Snapshot(State(), 0, 0)  # type: ignore[arg-type]
 
@@ -545,13 +571,94 @@ def test_inline_hooks_of_one_event_share_one_copy_and_each_has_a_handle_of_its_o
     assert len(captures) == 2
 
 
+def test_a_copy_is_not_shared_over_a_hook_that_may_have_changed_the_model() -> None:
+    snapshots = inline.HookSnapshots([("looks", False), ("changes", True), ("looks too", False)])
+    captures = []
+
+    def capture(*, pooled: bool) -> Snapshot:
+        captures.append(pooled)
+        return Snapshot(State(), 0, 0)  # type: ignore[arg-type]
+
+    kept = [
+        snapshots.take(name, capture, pooled=True) for name in ("looks", "changes", "looks too", "looks too")
+    ]
+    assert captures == [True, True]
+    assert [one._shared is other._shared for one, other in itertools.pairwise(kept)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+class Saves(Callback):
+    """Takes a snapshot at the ends of batches and epochs; its hooks only look."""
+
+    changes_model = False
+
+    def __init__(self, bench: list[Any]) -> None:
+        self.bench = bench
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.take()
+
+    on_epoch_end = on_train_batch_end
+
+    def take(self) -> None:
+        bench = self.bench[0]
+
+        def capture(*, pooled: bool) -> Snapshot:
+            bench.gate.copying = True
+            return Snapshot(State(), 0, 0)  # type: ignore[arg-type]
+
+        bench.dispatcher.snapshot(self, capture, pooled=True)
+
+
+@pytest.mark.parametrize(
+    ("event", "fields"),
+    [("batch_end", (0, Logs(), 0, 1)), ("epoch_end", (0, Logs(), 1))],
+    ids=["batch", "epoch"],
+)
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_copy_under_way_is_completed_before_a_hook_that_may_change_the_model(
+    event: str, fields: Any, looks: bool
+) -> None:
+    during: list[bool] = []
+    bench: list[Any] = []
+
+    class Later(Callback):
+        changes_model = not looks
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            during.append(bench[0].gate.copying)
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            during.append(bench[0].gate.copying)
+
+    bench.append(Bench(Saves(bench), Later()))
+    getattr(bench[0].dispatcher.emit, event)(*fields)
+    assert during == [looks]
+
+
+def test_a_copy_of_the_event_before_is_completed_too() -> None:
+    during: list[bool] = []
+
+    class Later(Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            during.append(bench.gate.copying)
+
+    bench = Bench(Later())
+    bench.gate.copying = True
+    bench.dispatcher.emit.batch_begin(0, Logs(), 0, 0)
+    assert during == [False]
+
+
 # ---------------------------------------------------------------- slow hooks
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(inline, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(clock_room, "perf_counter", lambda: self.now)
 
 
 def slow_training(clock: Clock, hook: float, batch: float, batches: int = 20) -> None:

@@ -156,7 +156,7 @@ class Seam:
     between: Callable[[], None]
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in ("_rung", "_urgent"):
+        if name in ("rung", "_urgent"):
             self.__dict__.get("between", lambda: None)()
         object.__setattr__(self, name, value)
 
@@ -176,7 +176,7 @@ class LowersAfterwards(Seam, Wakeup):
         self.close()
         self._deliver()
         self.between()
-        self._rung = self._urgent = False
+        self.rung = self._urgent = False
 
 
 class Scene:

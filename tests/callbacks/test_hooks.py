@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asynccb import Callback, Trainer
+from asynccb.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from asynccb.callbacks.hooks import read_hooks
 from asynccb.errors import ArgumentError, HookRefused
 from asynccb.testing import ScriptedModel
@@ -25,7 +26,7 @@ def refusal(callback: object) -> str:
 
 
 def test_a_callback_that_overrides_nothing_has_no_hooks() -> None:
-    assert read_hooks(Callback()) == ({}, {})
+    assert read_hooks(Callback())[:2] == ({}, {})
 
 
 def test_hooks_are_told_apart_by_their_kind() -> None:
@@ -182,7 +183,7 @@ def test_on_train_begin_may_differ_from_the_other_hooks(first: str) -> None:
         async def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
 
     hooks = read_hooks(Decides() if first == "def" else SetsUp())
-    (inline,), (beside,) = hooks
+    (inline,), (beside,), _ = hooks
     assert {inline, beside} == {"on_train_begin", "on_epoch_end"}
     assert (inline == "on_train_begin") is (first == "def")
 
@@ -299,3 +300,52 @@ def test_a_refusal_crosses_processes() -> None:
         read_hooks(Mixture())
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again)) == (HookRefused, str(caught.value))
+
+
+# ---------------------------------------------------------------- whether hooks may change the model
+
+
+class Looks(Callback):
+    changes_model = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+
+class ChangesAgain(Looks):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+
+class LooksToo(Looks):
+    pass
+
+
+class SaysSoItself(Looks):
+    changes_model = False
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("callback", "may"),
+    [
+        (Callback(), True),
+        (Looks(), False),
+        (LooksToo(), False),
+        (ChangesAgain(), True),
+        (SaysSoItself(), False),
+        (LambdaCallback(on_epoch_end=lambda epoch, logs: None), True),
+        (ModelCheckpoint("x.h5", save_freq=2), False),
+        (EarlyStopping(), False),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_hooks_may_change_the_model_unless_the_very_class_that_has_them_says_no(
+    callback: Callback, may: bool
+) -> None:
+    assert read_hooks(callback).changes_model is may
+
+
+def test_a_hook_put_on_an_instance_may_change_the_model_whatever_its_class_says() -> None:
+    callback = Looks()
+    callback.on_epoch_end = lambda epoch, logs=None: None  # type: ignore[method-assign]
+    assert read_hooks(callback).changes_model

@@ -156,23 +156,51 @@ def continued(folder: Path, ours, optimizer, x, y) -> dict[str, float]:
 
 
 def embedding(folder: Path) -> dict[str, float]:
-    layers = [
-        models.Embedding(7, 3, input_length=4),
-        models.Flatten(),
-        models.Dense(2, activation="softmax", use_bias=False),
-    ]
-    ours = models.Sequential(layers, seed=1)
-    ours.compile("adam", "sparse_categorical_crossentropy")
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 7, (ROWS, 4)), rng.integers(0, 2, ROWS)
-    ours.save(folder / "e.h5")
-    theirs = keras.models.load_model(folder / "e.h5")
-    found = {"predictions": distance([ours.predict(x)], [theirs.predict(x, verbose=0)])}
-    theirs.compile(keras.optimizers.Adam(), "sparse_categorical_crossentropy")
-    for _ in range(STEPS):
-        ours.train_batch(Batch(x, y, None, ROWS))
-        theirs.train_on_batch(x, y)
-    found["steps"] = distance(ours.get_weights(), theirs.get_weights())
+    found = {}
+    for name in ("adam", "sgd", "adagrad"):  # the last two update the table row by row
+        layers = [
+            models.Embedding(7, 3, input_length=4),
+            models.Flatten(),
+            models.Dense(2, activation="softmax", use_bias=False),
+        ]
+        ours = models.Sequential(layers, seed=1)
+        ours.compile(name, "sparse_categorical_crossentropy")
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(0, 7, (ROWS, 4)), rng.integers(0, 2, ROWS)
+        ours.save(folder / "e.h5")
+        theirs = keras.models.load_model(folder / "e.h5")
+        found[f"predictions {name}"] = distance([ours.predict(x)], [theirs.predict(x, verbose=0)])
+        theirs.compile(name, "sparse_categorical_crossentropy")
+        for _ in range(STEPS):
+            ours.train_batch(Batch(x, y, None, ROWS))
+            theirs.train_on_batch(x, y)
+        found[f"steps {name}"] = distance(ours.get_weights(), theirs.get_weights())
+    return found
+
+
+def trainable() -> dict[str, float]:
+    """Layers frozen from the start, and frozen and freed between two compiles."""
+    found = {}
+    x, y = data("categorical_crossentropy")
+    for frozen in ([0], [1], [0, 1], [1, 3], []):
+        layers = stack("softmax")
+        for index in frozen:
+            layers[index].trainable = False
+        ours, theirs = twins(models.RMSprop(), "categorical_crossentropy", layers)
+        found[f"config {frozen}"] = float([bool(one.trainable) for one in theirs.layers][:4] != [
+            one.trainable for one in ours.layers
+        ][:4])  # fmt: skip
+        start = ours.get_weights()
+        for turn in range(2):
+            for _ in range(STEPS):
+                ours.train_batch(Batch(x, y, None, ROWS))
+                theirs.train_on_batch(x, y)
+            found[f"steps {frozen} {turn}"] = distance(ours.get_weights(), theirs.get_weights())
+            for model in (ours, theirs):
+                for index in (0, 1):
+                    model.layers[index].trainable = not model.layers[index].trainable
+                model.compile("sgd", "categorical_crossentropy")
+        found[f"moved {frozen}"] = float(distance(ours.get_weights(), start) < 1e-3)
     return found
 
 
@@ -193,6 +221,7 @@ def main() -> None:
             for what, value in files(folder, make()).items()
         },
         "embedding": embedding(folder),
+        "trainable": trainable(),
     }
     print("\n" + json.dumps(report))
 

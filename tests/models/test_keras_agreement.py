@@ -19,7 +19,16 @@ pytestmark = [
 
 SIDE = Path(__file__).with_name("keras_side.py")
 TOLERANCE = 1e-6
-PARTS = ["optimizers", "losses", "sample weights", "activations", "evaluate", "files", "embedding"]
+PARTS = [
+    "optimizers",
+    "losses",
+    "sample weights",
+    "activations",
+    "evaluate",
+    "files",
+    "embedding",
+    "trainable",
+]
 
 
 @pytest.fixture(scope="module", params=["jax", "torch"])

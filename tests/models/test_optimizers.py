@@ -7,9 +7,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from asynccb.errors import ArgumentError
-from asynccb.models import SGD, Adagrad, Adam, AdamW, Dense, RMSprop, Sequential, optimizers
+from asynccb.models import SGD, Adagrad, Adam, AdamW, Dense, RMSprop, Sequential, optimizers, updates
 from asynccb.protocols import Batch
 
 
@@ -93,6 +95,51 @@ def test_an_update_allocates_no_array(make, formula):
     optimizer.update()
     assert {name: slot.ctypes.data for name, slot in optimizer.slots.items()} == slots
     assert all(slot.dtype == np.float32 for slot in optimizer.slots.values())
+
+
+def updated(optimizer, size, block, dtype, monkeypatch):
+    """Parameters and slots after three updates in blocks of so many numbers."""
+    rng = np.random.default_rng(size)
+    params, grads = rng.standard_normal(size).astype(dtype), np.empty(size, dtype)
+    with monkeypatch.context() as patch:
+        patch.setattr(updates, "BLOCK", block * params.itemsize)
+        optimizer.build(params, grads)
+    for _ in range(3):
+        grads[:] = rng.standard_normal(size)
+        optimizer.update()
+    return [array.tobytes() for array in (params, *optimizer.slots.values())], optimizer
+
+
+@given(
+    case=st.integers(0, len(CASES) - 1),
+    size=st.integers(1, 400),
+    block=st.integers(1, 50),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_an_update_in_blocks_is_the_whole_one_to_the_byte(case, size, block, dtype, monkeypatch):
+    make, _ = CASES[case]
+    whole, one = updated(make(), size, size, dtype, monkeypatch)
+    in_blocks, many = updated(make(), size, block, dtype, monkeypatch)
+    assert in_blocks == whole
+    assert [len(group) for group in one._blocks] == [1]
+    assert sum(len(group) for group in many._blocks) == (1 if size <= 2 * block else -(-size // block))
+
+
+def test_scratch_memory_is_that_of_one_block(monkeypatch):
+    monkeypatch.setattr(updates, "BLOCK", 400)
+    optimizer, params = Adam(), np.zeros(10_000, np.float32)
+    optimizer.build(params, params.copy())
+    scratch = {block[2].ctypes.data: block[2].nbytes for group in optimizer._blocks for block in group}
+    assert list(scratch.values()) == [400]
+
+
+def test_groups_cover_the_parameters_in_order():
+    optimizer, params = Adam(), np.zeros(3_000_000, np.float32)
+    optimizer.build(params, params)
+    starts, stops = zip(*optimizer.groups, strict=True)
+    assert (starts[0], *stops) == (*starts, len(params))
+    assert all(2 << 20 < 12 * (stop - start) <= 4 << 20 for start, stop in optimizer.groups[:-1])
 
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adagrad", "adam", "adamw", "SGD", "RMSprop", "Adam"])

@@ -150,30 +150,6 @@ def test_the_direction_of_a_metric_follows_from_its_name(name, direction):
     assert make().direction(name) == direction
 
 
-def test_an_update_is_gated_once_and_nothing_is_overwritten_before():
-    """The gate copies what it sees; running means written in the forward pass would differ."""
-    model = make(dropout=0.0)
-    train(model)
-    before, seen = all_bytes(model), []
-    x, y = digits()
-    model.train_batch(Batch(x, y, None, len(x)), before_update=lambda: seen.append(all_bytes(model)))
-    assert seen == [before]
-    assert all_bytes(model) != before
-
-
-def test_an_exception_in_the_gate_leaves_every_weight_as_it_was():
-    model, (x, y) = make(), digits()
-    train(model)
-    before = [weight.tobytes() for weight in model.get_weights()]
-
-    def refuse():
-        raise KeyError("no")
-
-    with pytest.raises(KeyError):
-        model.train_batch(Batch(x, y, None, len(x)), before_update=refuse)
-    assert [weight.tobytes() for weight in model.get_weights()] == before
-
-
 def test_dropout_acts_in_training_only():
     model, (x, _) = make(dropout=0.9), digits()
     assert np.array_equal(model.predict(x), model.predict(x))

@@ -44,6 +44,20 @@ class Loop:
     def call_soon_threadsafe(self, function: Any) -> None: ...
 
 
+class Copied(int):
+    """Stands for a snapshot: its number."""
+
+    def release(self) -> None: ...
+
+
+class NoCopy:
+    """The gate while no copy of the model is under way."""
+
+    copying = False
+
+    def finish(self) -> None: ...
+
+
 class Bench:
     """A control, and what runs on a real thread with it."""
 
@@ -64,7 +78,7 @@ class Bench:
 
     def _capture(self) -> Any:
         self.copies += 1
-        return self.copies
+        return Copied(self.copies)
 
     def start(self, waits: Callable[[], object]) -> None:
         """Runs ``waits`` on a thread, and returns when that thread has entered a wait."""
@@ -121,6 +135,7 @@ def dispatcher(bench: Bench, callback: Callback) -> Dispatcher:
         Readers(4, lambda: None),
         bell,
         bench.control,
+        NoCopy(),  # type: ignore[arg-type]
         failed=lambda failure: None,
         warn=lambda *said: bench.complaints.append(said),
     )

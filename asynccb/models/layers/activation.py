@@ -51,16 +51,18 @@ class Apply(Operation[_Buffers]):
         super().__init__()
         self.function = function
         self._forward, self._backward = function.forward, function.backward
+        self._shape: Any = None
 
     def allocate(self, shape: Any, dtype: Any) -> _Buffers:
         return _Buffers(aligned(shape, dtype), aligned(shape, dtype))
 
     def infer(self, x: Array) -> Array:
-        self._x = x
-        self._b = self.buffers(x.shape, x.dtype)
-        self._forward(x, self._b.y)
-        return self._b.y
+        if x.shape != self._shape:
+            self._shape, (self._y, self._scratch) = x.shape, self.buffers(x.shape, x.dtype)
+        self._x, y = x, self._y
+        self._forward(x, y)
+        return y
 
     def back(self, g: Array) -> Array:
-        self._backward(g, self._x, self._b.y, self._b.scratch)
+        self._backward(g, self._x, self._y, self._scratch)
         return g

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asynccb.models.arrays import Array
+    from asynccb.models.tables import Table
 
     Shape = tuple[int, ...]
 
@@ -22,12 +23,17 @@ _KEPT = 4  # input shapes with kept buffers: full and last batch, of training an
 
 
 class WeightSpec(NamedTuple):
-    """A weight before there is memory for it."""
+    """A weight before there is memory for it.
+
+    ``learned``: gradients change it, as long as its layer is trainable. ``by_rows``: a table of which a batch
+    touches few rows.
+    """
 
     name: str
     shape: Shape
     initializer: str
-    trainable: bool = True
+    learned: bool = True
+    by_rows: bool = False
 
 
 class Weight:
@@ -37,15 +43,22 @@ class Weight:
         name: such as ``"kernel"``.
         path: ``"<layer name>/<name>"``.
         value: the live array. It may be a view of the model's flat parameters and change at any time during a
-            training; :meth:`numpy` copies.
-        grad: where its gradient is written, None until the model trains.
+            training; :meth:`numpy` copies. Read-only where the layer is not trainable: use ``set_weights``.
+        trainable: whether it is learned and its layer is trainable. What a compiled model does follows from
+            how this was when it was compiled.
+        learned: whether gradients may change it at all; running means are changed in other ways.
+        by_rows: whether a batch touches few rows of it.
+        grad: where its gradient is written, None where it has none, or none of its own size.
+        table: where the gradients of its rows are gathered, if it is trained row by row.
     """
 
-    __slots__ = ("grad", "name", "path", "trainable", "value")
+    __slots__ = ("by_rows", "grad", "learned", "name", "path", "table", "trainable", "value")
 
-    def __init__(self, name: str, path: str, value: Array, trainable: bool) -> None:
-        self.name, self.path, self.value, self.trainable = name, path, value, trainable
+    def __init__(self, path: str, value: Array, spec: WeightSpec, trainable: bool) -> None:
+        self.name, self.path, self.value = spec.name, path, value
+        self.learned, self.by_rows, self.trainable = spec.learned, spec.by_rows, spec.learned and trainable
         self.grad: Array | None = None
+        self.table: Table | None = None
 
     @property
     def shape(self) -> Shape:
@@ -58,6 +71,12 @@ class Weight:
     def numpy(self) -> Array:
         """A copy of the values."""
         return self.value.copy()
+
+    def gradient(self) -> Array:
+        """A copy of its gradient by the last batch that was differentiated; zeros where it has none."""
+        if self.table is not None:
+            return self.table.gradient()
+        return np.zeros_like(self.value) if self.grad is None else self.grad.copy()
 
     def __repr__(self) -> str:
         return f"<Weight {self.path} shape={self.shape} dtype={self.dtype}>"
@@ -114,14 +133,32 @@ class Layer:
             ``dense_1``).
         input_shape: shape of one sample; only the first layer of a model needs it, and only to be built at
             once.
+        trainable: whether training changes its weights; default True.
     """
 
-    def __init__(self, name: str | None = None, input_shape: Sequence[int] | int | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        input_shape: Sequence[int] | int | None = None,
+        trainable: bool = True,
+    ) -> None:
+        self._trainable = bool(trainable)
         self.name: str = "" if name is None else check_name(name)
         self.input_shape = None if input_shape is None else shape_of("input_shape", input_shape)
         self.weights: list[Weight] = []
         self.built = False
         self.in_model = False
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes the weights. A change counts from the next ``compile`` on, as in Keras."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        for weight in self.weights:
+            weight.trainable = self._trainable and weight.learned
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
         """The weights for samples of this shape, in the order of the file. Allocates nothing."""
@@ -148,7 +185,7 @@ class Layer:
         self.weights = []
         for spec in self.weight_specs(input_shape):
             values = get(spec.initializer)(spec.shape, rng).astype(dtype)
-            self.weights.append(Weight(spec.name, f"{self.name}/{spec.name}", values, spec.trainable))
+            self.weights.append(Weight(f"{self.name}/{spec.name}", values, spec, self._trainable))
         self.built = True
 
     def seed_random(self, rng: np.random.Generator) -> None:

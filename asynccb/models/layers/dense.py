@@ -33,6 +33,7 @@ class Dense(Layer):
         input_dim: the same as ``input_shape=(input_dim,)``.
         input_shape: see :class:`Layer`.
         name: see :class:`Layer`.
+        trainable: see :class:`Layer`.
 
     Raises:
         ArgumentError: for unknown names and sizes that are no positive whole numbers.
@@ -48,8 +49,11 @@ class Dense(Layer):
         input_dim: int | None = None,
         input_shape: Sequence[int] | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name, input_shape if input_dim is None else (whole("input_dim", input_dim),))
+        if input_dim is not None:
+            input_shape = (whole("input_dim", input_dim),)
+        super().__init__(name, input_shape, trainable)
         self.units = whole("units", units)
         self.activation = get_activation(activation).name
         self.use_bias = bool(use_bias)
@@ -79,6 +83,7 @@ class Dense(Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": self.kernel_initializer,
             "bias_initializer": self.bias_initializer,
+            "trainable": self.trainable,
         }
 
 
@@ -93,11 +98,12 @@ class Affine(Operation[_Buffers]):
 
     def __init__(self, kernel: Weight, bias: Weight | None = None) -> None:
         super().__init__()
-        self._w, self._gw = kernel.value, kernel.grad
+        self._w, self._w_turned, self._gw = kernel.value, kernel.value.T, kernel.grad
         self._b: Array | None = None
         self._gb: Array | None = None
         if bias is not None:
             self._b, self._gb = bias.value, bias.grad
+        self._shape: Any = None
 
     def allocate(self, shape: Any, dtype: Any) -> _Buffers:
         rows, (fan_in, units) = math.prod(shape[:-1]), self._w.shape
@@ -107,11 +113,10 @@ class Affine(Operation[_Buffers]):
 
     def infer(self, x: Array) -> Array:
         shape = x.shape
-        buffers = self._buffers = self.buffers(shape, x.dtype)
-        flat = x if len(shape) == 2 else x.reshape(-1, shape[-1])
-        self._x = flat
-        out = buffers.out
-        np.dot(flat, self._w, out=out)
+        if shape != self._shape:
+            self._shape, (self._out, self._g_in, self._ones) = shape, self.buffers(shape, x.dtype)
+        flat = self._x = x if len(shape) == 2 else x.reshape(-1, shape[-1])
+        out = flat.dot(self._w, self._out)
         if self._b is not None:
             np.add(out, self._b, out=out)
         return out if len(shape) == 2 else out.reshape(*shape[:-1], -1)
@@ -119,11 +124,11 @@ class Affine(Operation[_Buffers]):
     def back(self, g: Array) -> Array:
         shape = g.shape
         flat = g if len(shape) == 2 else g.reshape(-1, shape[-1])
-        _, g_in, ones = self._buffers
-        np.dot(self._x.T, flat, out=self._gw)
-        if self._b is not None:
-            np.dot(ones, flat, out=self._gb)  # the sum over the rows; BLAS does it faster than a reduction
+        if self._gw is not None:
+            self._x.T.dot(flat, self._gw)
+        if self._gb is not None:
+            self._ones.dot(flat, self._gb)  # the sum over the rows; BLAS does it faster than a reduction
         if not self.needs_input_gradient:
             return g
-        np.dot(flat, self._w.T, out=g_in)
+        g_in = flat.dot(self._w_turned, self._g_in)
         return g_in if len(shape) == 2 else g_in.reshape(*shape[:-1], -1)

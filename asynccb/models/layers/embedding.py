@@ -10,6 +10,7 @@ from asynccb.errors import ArgumentError, in_words
 from asynccb.models.arrays import aligned
 from asynccb.models.initializers import get
 from asynccb.models.layers.base import Layer, Operation, Weight, WeightSpec, whole
+from asynccb.models.tables import sum_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ class Embedding(Layer):
         input_length: the same as ``input_shape=(input_length,)``.
         input_shape: see :class:`Layer`.
         name: see :class:`Layer`.
+        trainable: see :class:`Layer`.
     """
 
     def __init__(
@@ -38,17 +40,19 @@ class Embedding(Layer):
         input_length: int | None = None,
         input_shape: Sequence[int] | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(
-            name, input_shape if input_length is None else (whole("input_length", input_length),)
-        )
+        if input_length is not None:
+            input_shape = (whole("input_length", input_length),)
+        super().__init__(name, input_shape, trainable)
         self.input_dim = whole("input_dim", input_dim)
         self.output_dim = whole("output_dim", output_dim)
         self.embeddings_initializer = embeddings_initializer
         get(embeddings_initializer, "embeddings_initializer")
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
-        return [WeightSpec("embeddings", (self.input_dim, self.output_dim), self.embeddings_initializer)]
+        shape = (self.input_dim, self.output_dim)
+        return [WeightSpec("embeddings", shape, self.embeddings_initializer, by_rows=True)]
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape, self.output_dim)
@@ -61,13 +65,14 @@ class Embedding(Layer):
             "input_dim": self.input_dim,
             "output_dim": self.output_dim,
             "embeddings_initializer": self.embeddings_initializer,
+            "trainable": self.trainable,
         }
 
 
 class _Look(Operation["Array"]):
-    def __init__(self, table: Weight) -> None:
+    def __init__(self, weight: Weight) -> None:
         super().__init__()
-        self._table, self._g_table = table.value, table.grad
+        self._table, self._g_table, self._rows = weight.value, weight.grad, weight.table
 
     def allocate(self, shape: Any, dtype: Any) -> Array:
         return aligned((*shape, self._table.shape[1]), dtype)
@@ -83,8 +88,11 @@ class _Look(Operation["Array"]):
         return np.take(self._table, x, axis=0, out=out, mode="clip")
 
     def back(self, g: Array) -> Array:
-        table = self._g_table
-        assert table is not None, "the model prepares the gradients before it trains"
-        table.fill(0.0)
-        np.add.at(table, self._x.reshape(-1), g.reshape(-1, table.shape[1]))
+        numbers, sums = self._x.reshape(-1), g.reshape(-1, g.shape[-1])
+        if self._rows is not None:
+            self._rows.collect(numbers, sums)
+        elif self._g_table is not None:
+            self._g_table.fill(0.0)
+            rows, sums = sum_rows(numbers, sums)
+            self._g_table[rows] = sums
         return g

@@ -21,7 +21,8 @@ class BatchNormalization(Layer):
     """Normalizes the last axis: in training by mean and variance of the batch, otherwise by their running
     means.
 
-    The variance is the biased one, in the running mean too, as in Keras 3.
+    The variance is the biased one, in the running mean too, as in Keras 3. A layer that is not trainable
+    normalizes by the running means in training too, and leaves them as they are.
 
     Args:
         momentum: share that the running means keep at each batch; default 0.99.
@@ -30,6 +31,7 @@ class BatchNormalization(Layer):
         scale: whether the result is multiplied by ``gamma``.
         input_shape: see :class:`Layer`.
         name: see :class:`Layer`.
+        trainable: see :class:`Layer`.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class BatchNormalization(Layer):
         scale: bool = True,
         input_shape: Sequence[int] | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        super().__init__(name, input_shape)
+        super().__init__(name, input_shape, trainable)
         if not 0.0 <= momentum <= 1.0:
             raise ArgumentError("momentum", momentum, "must lie between 0 and 1")
         if not epsilon > 0.0:
@@ -55,11 +58,12 @@ class BatchNormalization(Layer):
         shape = (input_shape[-1],)
         gamma = [WeightSpec("gamma", shape, "ones")] if self.scale else []
         beta = [WeightSpec("beta", shape, "zeros")] if self.center else []
-        mean = WeightSpec("moving_mean", shape, "zeros", trainable=False)
-        return [*gamma, *beta, mean, WeightSpec("moving_variance", shape, "ones", trainable=False)]
+        mean = WeightSpec("moving_mean", shape, "zeros", learned=False)
+        return [*gamma, *beta, mean, WeightSpec("moving_variance", shape, "ones", learned=False)]
 
     def operations(self) -> list[Operation[Any]]:
-        return [_Normalize({weight.name: weight for weight in self.weights}, self.momentum, self.epsilon)]
+        kind = _Normalize if self.trainable else _Fixed
+        return [kind({weight.name: weight for weight in self.weights}, self.momentum, self.epsilon)]
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -67,6 +71,7 @@ class BatchNormalization(Layer):
             "epsilon": self.epsilon,
             "center": self.center,
             "scale": self.scale,
+            "trainable": self.trainable,
         }
 
 
@@ -75,7 +80,9 @@ class _Buffers(NamedTuple):
     out: Array
 
 
-class _Normalize(Operation[_Buffers]):
+class _Fixed(Operation[_Buffers]):
+    """The layer by its running means, and without a gradient of its own."""
+
     def __init__(self, weights: dict[str, Weight], momentum: float, epsilon: float) -> None:
         super().__init__()
         self._gamma, self._beta = weights.get("gamma"), weights.get("beta")
@@ -86,14 +93,8 @@ class _Normalize(Operation[_Buffers]):
         return _Buffers(aligned(shape, dtype), aligned(shape, dtype))
 
     def infer(self, x: Array) -> Array:
-        return self._apply(x, self._mean, 1.0 / np.sqrt(self._variance + self._epsilon))
-
-    def train(self, x: Array) -> Array:
-        rows = x.reshape(-1, x.shape[-1])
-        self._batch_mean = rows.mean(axis=0)
-        self._batch_variance = np.square(rows - self._batch_mean).mean(axis=0)
-        self._inverse = 1.0 / np.sqrt(self._batch_variance + self._epsilon)
-        return self._apply(x, self._batch_mean, self._inverse)
+        self._inverse = 1.0 / np.sqrt(self._variance + self._epsilon)
+        return self._apply(x, self._mean, self._inverse)
 
     def _apply(self, x: Array, mean: Array, inverse: Array) -> Array:
         b = self._b = self.buffers(x.shape, x.dtype)
@@ -106,6 +107,23 @@ class _Normalize(Operation[_Buffers]):
         if self._beta is not None:
             np.add(b.out, self._beta.value, out=b.out)
         return b.out
+
+    def back(self, g: Array) -> Array:
+        np.multiply(g, self._inverse, out=g)
+        if self._gamma is not None:
+            np.multiply(g, self._gamma.value, out=g)
+        return g
+
+
+class _Normalize(_Fixed):
+    """The layer in training: by mean and variance of the batch."""
+
+    def train(self, x: Array) -> Array:
+        rows = x.reshape(-1, x.shape[-1])
+        self._batch_mean = rows.mean(axis=0)
+        self._batch_variance = np.square(rows - self._batch_mean).mean(axis=0)
+        self._inverse = 1.0 / np.sqrt(self._batch_variance + self._epsilon)
+        return self._apply(x, self._batch_mean, self._inverse)
 
     def back(self, g: Array) -> Array:
         rows = g.reshape(-1, g.shape[-1])
