@@ -243,7 +243,7 @@ class TensorBoard(Callback):
         if waits or self._sideline.busy:
             self.skipped += 1
             return None
-        snapshot = self.snapshot()
+        snapshot = self.run.snapshot_now(self, pooled=True)
 
         def take() -> None:
             if projector is not None:

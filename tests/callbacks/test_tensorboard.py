@@ -32,6 +32,7 @@ from asynccb.callbacks.tensorboard_graph import graph_of
 from asynccb.callbacks.tensorboard_writer import EventFile
 from asynccb.errors import ArgumentError
 from asynccb.models import Activation, Dense, Embedding, Flatten, Sequential
+from asynccb.run import Run
 from asynccb.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class FakeRun:
         self.arrays: dict[str, Any] = arrays or {}
         self.snapshots: list[FakeSnapshot] = []
 
-    def snapshot_now(self, callback: object) -> FakeSnapshot:
+    def snapshot_now(self, callback: object, *, pooled: bool) -> FakeSnapshot:
+        assert pooled
         self.snapshots.append(FakeSnapshot(self.arrays))
         return self.snapshots[-1]
 
@@ -386,7 +388,7 @@ async def test_where_the_model_cannot_be_looked_into_there_are_weights_and_one_w
 @pytest.mark.asyncio
 async def test_histograms_are_of_the_model_at_the_epochs_end(tmp_path: Path) -> None:
     model, x = small_model(), np.ones((5, 4), np.float32)
-    run = SimpleNamespace(name="r", snapshot_now=lambda callback: Snapshot(model.capture(), 0, 0))
+    run = SimpleNamespace(name="r", snapshot_now=lambda callback, pooled: Snapshot(model.capture(), 0, 0))
     callback = TensorBoard(tmp_path, histogram_freq=1)
     kernel, outputs = float(model.get_weights()[0].max()), model.activations(x)["dense"]
     await begin(callback, run, model, (x, np.eye(3, dtype=np.float32)[[0] * 5]))
@@ -522,7 +524,7 @@ async def test_the_copy_is_given_back_before_the_pass_over_the_data(
     await begin(callback, run, ShowsItsLayers(), VALIDATION)
     with_event = FakeSnapshot({})
     with_event.release = given_back.set  # type: ignore[method-assign]
-    run.snapshot_now = lambda callback: with_event  # type: ignore[method-assign]
+    run.snapshot_now = lambda callback, pooled: with_event  # type: ignore[method-assign]
     await call(callback.on_epoch_end, 0, {})
     assert await asyncio.to_thread(given_back.wait, 10)
     assert not gate.is_set()
@@ -826,6 +828,19 @@ async def test_a_training_leaves_every_kind_of_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_last_embeddings_saved_are_those_of_the_trained_model(tmp_path: Path) -> None:
+    model, x = embedding_model(), np.random.default_rng(0).integers(0, 4, (32, 2))
+    board = Unhurried(tmp_path, 1, embeddings_freq=1)
+    y = np.ones((32, 2))
+    await Trainer(model).fit(x, y, epochs=3, validation_data=(x, y), verbose=0, callbacks=[board])
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert [e.tensor_name for e in config.embeddings] == [f"embedding.ckpt-{epoch}" for epoch in (2, 1, 0)]
+    last = np.fromfile(tmp_path / config.embeddings[0].tensor_path, "<f4").reshape(4, 3)
+    assert last.tolist() == model.get_weights()[0].tolist()
+    assert [event.step for event in read(tmp_path).Histograms("embedding_out")] == [0, 1, 2]
+
+
+@pytest.mark.asyncio
 async def test_a_cancelled_training_leaves_no_thread_and_no_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -838,9 +853,14 @@ async def test_a_cancelled_training_leaves_no_thread_and_no_copy(
         return looks_inside(model, x)
 
     monkeypatch.setattr(Sequential, "activations", slowly)
-    board, given = TensorBoard(tmp_path, 1), list[Any]()
-    take = board.snapshot
-    monkeypatch.setattr(board, "snapshot", lambda: (given.append(take()), given[-1])[1])
+    take, given = Run.snapshot_now, list[Any]()
+
+    def noted(run: Run, callback: Any, *, pooled: bool) -> Any:
+        given.append(take(run, callback, pooled=pooled))
+        return given[-1]
+
+    monkeypatch.setattr(Run, "snapshot_now", noted)
+    board = TensorBoard(tmp_path, 1)
     training = asyncio.ensure_future(train(board, epochs=10**6))
     await asyncio.to_thread(began.wait, 10)
     training.cancel()
