@@ -167,15 +167,16 @@ def measure(rows: dict[str, Callable[[Path, int], Took]], records: int, rounds: 
 
 def show(title: str, figures: dict[str, list[Took]]) -> None:
     ours = figures["ours"]
-    print(f"\n{title}\n{'us a record':24}{'on the thread':^34}{'in total':^34}")
-    print(f"{'':24}" + f"{'median (range)':>24}{'ours /':>10}" * 2)
+    print(f"\n{title}\n{'':20}{'on the thread':^45}{'in total':^45}")
+    print(f"{'':20}" + f"{'us a record (range)':>26}{'a second':>11}{'ours /':>8}" * 2)
     for name, values in figures.items():
-        line = f"{name:24}"
+        line = f"{name:20}"
         for field in Took._fields:
             own = [getattr(value, field) for value in values]
+            median = statistics.median(own)
             ratios = [getattr(a, field) / b for a, b in zip(ours, own, strict=True)]
-            spread = f"{statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f})"
-            line += f"{spread:>24}{statistics.median(ratios):10.2f}"
+            spread = f"{median:.2f} ({min(own):.2f} to {max(own):.2f})"
+            line += f"{spread:>26}{1e6 / median:>11,.0f}{statistics.median(ratios):>8.2f}"
         print(line)
 
 
