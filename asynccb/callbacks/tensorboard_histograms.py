@@ -26,7 +26,7 @@ _FINEST = -1000
 
 
 class Histogram:
-    """Counts numbers in at most 128 buckets of equal width; more than 63 unless the numbers are few steps of
+    """Counts numbers in at most 128 buckets of equal width; at least 63, unless the numbers lie few steps of
     the float format apart.
 
     The width is a power of two and every edge a multiple of it. So a number's bucket is exact, a wider range
