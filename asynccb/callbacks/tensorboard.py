@@ -6,56 +6,87 @@ import importlib.util
 import numbers
 import os
 import time
+import warnings
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from asynccb.callbacks import tensorboard_records as records_of
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.batch_hook import add_batch_end
+from asynccb.callbacks.tensorboard_embeddings import Projector, chosen_layers
 from asynccb.callbacks.tensorboard_graph import graph_of
-from asynccb.callbacks.tensorboard_summaries import scalars, weights
+from asynccb.callbacks.tensorboard_job import Sideline
+from asynccb.callbacks.tensorboard_layers import activations, first_part, gradients, weights
 from asynccb.callbacks.tensorboard_writer import EventFile, EventWriter
 from asynccb.errors import ArgumentError
+from asynccb.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from asynccb.callbacks.base import OnError, SnapshotHandle
+    from asynccb.callbacks.tensorboard_layers import Part
 
 __all__ = ["TensorBoard"]
 
-ROOM = 64 * 2**20
-"""Bytes of weights that may wait to be written; one epoch's may always."""
 SHIP_EVERY = 1.0
 """Seconds between two writes of batch scalars."""
+_TOGETHER = 2**20
+"""Bytes of histograms and images that are written at a time."""
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class _Look:
+    """Something to be done with a snapshot beside the training."""
+
+    take: Callable[[], None]
+    snapshot: SnapshotHandle
 
 
 class TensorBoard(Callback):
     """Writes what ``tensorboard --logdir <log_dir>`` shows.
 
     Scalars: one for each number in an epoch's logs, ``lr`` and what other inline hooks add included; the tag
-        is the key, the
-    step the 0-based epoch. Histograms and images: of the weights as they were at the end of the epoch, tagged
-    with the weight's name (``dense/kernel``; images ``dense/kernel/image/0``). The graph: the model's layers.
+    is the key, the step the 0-based epoch. The graph: the model's layers.
+
+    Histograms, every ``histogram_freq`` epochs, of the model as it was at the end of the epoch: of each
+    weight, tagged with its name (``dense/kernel``); of each layer's outputs (``dense_out``) and, with
+    ``write_grads``, of each weight's gradients (``dense/kernel_grad``). The last two are computed anew on a
+    copy of the model, over the first 256 samples of the validation data, or those of them that make up
+    16 MiB, ``batch_size`` samples at a time; a gradient is that of one such chunk, and all are counted.
+    Without validation data, with data that are no arrays, and for models without ``activations()`` and
+    ``gradients()``, there are those of weights only, and one RuntimeWarning. Images: of the weights
+    (``dense/kernel/image/0``).
+
+    Embeddings, every ``embeddings_freq`` epochs: the tables of the layers, for the projector. Each save is a
+    tensor of its own there, ``<layer>.ckpt-<0-based epoch>``; the last five are kept. A folder has one
+    projector: of several trainings in one ``log_dir`` it shows the one that saved last.
 
     Each fit writes one new file, whose name no other training has, so that many trainings may share
     ``log_dir``; TensorBoard then shows them as one run. Give each its own folder to tell them apart.
 
-    When an epoch's awaitable is done, its records are on the disk. No batch and no other callback waits for
-    that. Where the disk is slower than the training, epochs whose weights find 64 MiB of weights waiting go
-    without histograms, counted in ``skipped``. When the disk fails, or does not answer for 60 s, the error is
+    When an epoch's awaitable is done, its scalars are with the operating system, so that a kill loses none;
+    they are forced onto the disk about once a second and at the end. Histograms, images and embeddings are
+    made on a thread of their own, one epoch's at a time, and are there when the training is over. No batch
+    and no other callback waits for any of it. While one epoch's are still being made or written, those of the
+    next are left out, counted in ``skipped``. When the disk fails, or does not answer for 60 s, the error is
     raised once, the training goes on (``on_error`` is "warn"), and later writes are counted in ``dropped``.
 
     Args:
         log_dir: folder of the file, made where it is missing. Default ``"./logs"``.
-        histogram_freq: weight histograms every so many epochs, from the first; 0 (default): none. They need
-            no validation data.
+        histogram_freq: histograms every so many epochs, from the first; 0 (default): none.
         write_graph: write the model's graph, if it is a row of layers with ``get_config()``. Default True.
-        write_grads: histograms of gradients; not available yet. Default False.
+        write_grads: gradients too, in the epochs of ``histogram_freq``. Default False.
         write_images: the weights as images too, in the epochs of ``histogram_freq``. Needs Pillow. Default
             False.
-        embeddings_freq: not available yet; 0 (default).
-        embeddings_layer_names: of no effect while ``embeddings_freq`` is 0.
-        embeddings_metadata: of no effect while ``embeddings_freq`` is 0.
-        batch_size: taken for the sake of Keras code; weights need no batches. Default 32.
+        embeddings_freq: embeddings every so many epochs, from the first; 0 (default): none.
+        embeddings_layer_names: layers whose first weight is saved. Default None, or an empty list: every
+            ``Embedding`` layer; a RuntimeWarning if there is none.
+        embeddings_metadata: a file for all these layers, or a dict from layer to file; a file has a line for
+            each row of the table. Looked up in ``log_dir``, else from the working folder; copied where the
+            projector could not reach it. Default None.
+        batch_size: samples that activations and gradients are computed for at a time. Default 32.
         update_freq: ``"epoch"`` (default), ``"batch"``, or a number n: the logs of every n-th batch too,
             tagged ``batch_<key>``, at the count of batches trained. They reach the disk about once a second
             and at the end of each epoch.
@@ -63,11 +94,12 @@ class TensorBoard(Callback):
     Attributes:
         path: the file of this training, once it has begun.
         dropped: writes that were not done because an earlier one had failed.
-        skipped: epochs whose histograms were left out because the disk was behind.
+        skipped: epochs without histograms and embeddings because earlier ones were still being made.
 
     Raises:
         ArgumentError: (a ValueError) an argument out of range, ``write_grads`` or ``write_images`` without
-            ``histogram_freq``, images without Pillow, or what is not available yet.
+            ``histogram_freq``, images without Pillow; when the training starts, an unknown layer, or a
+            metadata file that is not there or has not one line for each row.
     """
 
     changes_model: ClassVar[bool] = False
@@ -76,6 +108,8 @@ class TensorBoard(Callback):
     path: str | None = None
     skipped = 0
     _writer: EventWriter | None = None
+    _projector: Projector | None = None
+    _part: Part | None = None
 
     def __init__(
         self,
@@ -99,7 +133,7 @@ class TensorBoard(Callback):
         self.embeddings_freq = _epochs("embeddings_freq", embeddings_freq)
         self.embeddings_layer_names = embeddings_layer_names
         self.embeddings_metadata = embeddings_metadata
-        self.batch_size = batch_size
+        self.batch_size = _samples(batch_size)
         self.update_freq = update_freq
         self._refuse_what_cannot_be()
         self._every = _batches(update_freq)
@@ -113,21 +147,29 @@ class TensorBoard(Callback):
     def on_train_begin(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         self.skipped = 0
         self._batches = 0
-        self._pending: list[tuple[int, float, dict[str, Any]]] = []
+        self._pending: list[tuple[int, float, Mapping[str, Any]]] = []
         self._ship_at = 0.0
-        # Two counters, one for each thread that counts: neither needs a lock.
-        self._captured = self._written = 0
-        self._size = 0
-        self._writer = None
+        self._handed_over: weakref.ref[_Look] | None = None
+        self._sideline = Sideline("asynccb tensorboard histograms")
+        self._writer = self._projector = None
+        folder = os.path.abspath(self.log_dir)
+        embeddings = self._embeddings(folder) if self.embeddings_freq else None
         # Opened inline, so that a folder that cannot be written fails the training before its first batch.
-        file = EventFile(os.path.abspath(self.log_dir), getattr(self.run, "name", "") or "")
+        file = EventFile(folder, getattr(self.run, "name", "") or "")
         self.path = file.path
         self._writer = EventWriter(file)
+        if embeddings:
+            self._projector = Projector(folder, file.unique_name, embeddings)
+            self._projector.prepare()
+        self._part = self._part_to_look_at() if self.histogram_freq else None
         return self._begin(graph_of(self.model) if self.write_graph else None)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> Coroutine[Any, Any, None]:
         logs = {} if logs is None else logs  # not `or`: what is empty now may be filled by later callbacks
-        return self._write_epoch(epoch, time.time(), logs, self._weights(epoch), self._take_pending())
+        wall_time = time.time()
+        return self._write_epoch(
+            epoch, wall_time, logs, self._take_pending(), self._look_inside(epoch, wall_time)
+        )
 
     def on_train_end(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         return self._end(self._take_pending())
@@ -144,88 +186,146 @@ class TensorBoard(Callback):
         return self._write_batches(self._take_pending())
 
     async def _begin(self, graph: bytes | None) -> None:
-        await self._write(_opening(graph))
+        now = time.time()
+        opening = [records_of.opening(now)]
+        await self._write(opening if graph is None else [*opening, records_of.graph(now, graph)])
 
     async def _write_epoch(
         self,
         epoch: int,
         wall_time: float,
-        logs: dict[str, Any],
-        snapshot: SnapshotHandle | None,
-        batches: list[tuple[int, float, dict[str, Any]]],
+        logs: Mapping[str, Any],
+        batches: list[tuple[int, float, Mapping[str, Any]]],
+        look: _Look | None,
     ) -> None:
+        if look is not None:
+            # Not by the inline half: to start a thread is to wait until it runs.
+            self._sideline.start(look.take, look.snapshot.release)
+            self._handed_over = None
+
         # `logs` is read here, not in the inline half: only now it has what later callbacks added.
-        def records() -> Iterable[Any]:
+        def records() -> Iterable[bytes]:
             yield from _batch_records(batches)
-            yield scalars(epoch, wall_time, logs)
-            if snapshot is not None:
-                yield from weights(epoch, wall_time, snapshot.arrays, self.write_images)
+            yield records_of.scalars(epoch, wall_time, logs)
 
-        try:
-            await self._write(records())
-        finally:
-            if snapshot is not None:
-                snapshot.release()
-                self._written += 1
+        await self._write(records())
+        self._sideline.raise_error()
 
-    async def _write_batches(self, batches: list[tuple[int, float, dict[str, Any]]]) -> None:
+    async def _write_batches(self, batches: list[tuple[int, float, Mapping[str, Any]]]) -> None:
         await self._write(_batch_records(batches))
 
-    async def _end(self, batches: list[tuple[int, float, dict[str, Any]]]) -> None:
+    async def _end(self, batches: list[tuple[int, float, Mapping[str, Any]]]) -> None:
         if self._writer is None:
             return
         try:
             if batches:
                 await self._write_batches(batches)
+            await self._sideline.end()
         finally:
+            self._sideline.stop()
             await self._writer.close()
 
-    async def _write(self, records: Iterable[Any]) -> None:
+    async def _write(self, records: Iterable[bytes]) -> None:
         if self._writer is not None:
             await self._writer.write(lambda: records)
 
-    def _weights(self, epoch: int) -> SnapshotHandle | None:
-        due = self.histogram_freq and epoch % self.histogram_freq == 0
-        if not due or self._writer is None or self._writer.failed:
+    # -- beside the training ---------------------------------------------------------------------------------
+
+    def _look_inside(self, epoch: int, wall_time: float) -> _Look | None:
+        """What is due, on a copy of the model."""
+        histograms = _due(self.histogram_freq, epoch)
+        projector = self._projector if _due(self.embeddings_freq, epoch) else None
+        writer = self._writer
+        if not (histograms or projector) or writer is None or writer.failed:
             return None
-        waiting = self._captured - self._written
-        if waiting and (waiting + 1) * self._size > ROOM:
+        # In this order: the loop starts the last one before it forgets that it was handed over.
+        waits = self._handed_over is not None and self._handed_over() is not None
+        if waits or self._sideline.busy:
             self.skipped += 1
             return None
-        snapshot = self.snapshot()
-        self._captured += 1
-        self._size = sum(array.nbytes for array in snapshot.arrays.values())
-        return snapshot
+        snapshot = self.run.snapshot_now(self, pooled=True)
 
-    def _take_pending(self) -> list[tuple[int, float, dict[str, Any]]]:
+        def take() -> None:
+            if projector is not None:
+                projector.save(epoch, snapshot.arrays)
+            if histograms:
+                self._write_beside(writer, self._histograms(epoch, wall_time, snapshot))
+
+        look = _Look(take, snapshot)
+        self._handed_over = weakref.ref(look)  # dies with its coroutine, should that never run
+        return look
+
+    def _histograms(self, epoch: int, wall_time: float, snapshot: SnapshotHandle) -> Iterator[bytes]:
+        yield from weights(epoch, wall_time, snapshot.arrays, self.write_images)
+        if self._part is None:
+            return
+        model = snapshot.to_model()
+        snapshot.release()
+        yield from activations(epoch, wall_time, model, self._part, self._sideline.goes_on)
+        if self.write_grads:
+            yield from gradients(epoch, wall_time, model, self._part, self._sideline.goes_on)
+
+    def _write_beside(self, writer: EventWriter, records: Iterator[bytes]) -> None:
+        together: list[bytes] = []
+        size = 0
+        for record in records:
+            if not self._sideline.goes_on():
+                return
+            together.append(record)
+            size += len(record)
+            if size > _TOGETHER:
+                writer.write_blocking(together)
+                together, size = [], 0
+        if together and self._sideline.goes_on():
+            writer.write_blocking(together)
+
+    def _part_to_look_at(self) -> Part | None:
+        part = first_part(self.validation_data, self.batch_size)
+        needed = ["activations", "gradients"] if self.write_grads else ["activations"]
+        missing = [name for name in needed if not callable(getattr(self.model, name, None))]
+        if self.validation_data is None:
+            why = "those of activations and gradients need validation data"
+        elif part is None:
+            why = "those of activations and gradients need validation data in arrays"
+        elif missing:
+            why = f"{type(self.model).__name__} has no {' and no '.join(f'{name}()' for name in missing)}"
+        else:
+            return part
+        text = printable(f"TensorBoard: histograms of weights only; {why}")
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return None
+
+    def _embeddings(self, folder: str) -> Sequence[Any]:
+        found = chosen_layers(self.model, self.embeddings_layer_names, self.embeddings_metadata, folder)
+        if not found:
+            text = "TensorBoard: embeddings_freq is set, but the model has no Embedding layer"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return found
+
+    def _take_pending(self) -> list[tuple[int, float, Mapping[str, Any]]]:
         taken, self._pending = self._pending, []
         return taken
 
     def _refuse_what_cannot_be(self) -> None:
-        later = "this is not available yet"
         for name in ("write_grads", "write_images"):
             if getattr(self, name) and not self.histogram_freq:
                 raise ArgumentError(name, True, "needs histogram_freq greater than 0", "Set histogram_freq=1")
-        if self.write_grads:
-            raise ArgumentError("write_grads", True, f"histograms of gradients: {later}", "Leave it False")
-        if self.embeddings_freq:
-            raise ArgumentError("embeddings_freq", self.embeddings_freq, f"embeddings: {later}", "Leave it 0")
         if self.write_images and importlib.util.find_spec("PIL") is None:
             raise ArgumentError("write_images", True, "needs Pillow", "pip install 'asynccb[tensorboard]'")
 
 
-def _batch_records(batches: list[tuple[int, float, dict[str, Any]]]) -> Iterable[Any]:
-    return (scalars(step, wall_time, logs, "batch_") for step, wall_time, logs in batches)
+def _batch_records(batches: list[tuple[int, float, Mapping[str, Any]]]) -> Iterable[bytes]:
+    return (records_of.scalars(step, wall_time, logs, "batch_") for step, wall_time, logs in batches)
 
 
-def _opening(graph: bytes | None) -> Iterable[Any]:
-    # A generator, run by the writer's thread: to import tensorboardX takes a second, which the loop does not
-    # have.
-    from tensorboardX.proto.event_pb2 import Event
+def _due(every: int, epoch: int) -> bool:
+    return bool(every) and epoch % every == 0
 
-    yield Event(wall_time=time.time(), file_version="brain.Event:2")
-    if graph is not None:
-        yield Event(wall_time=time.time(), graph_def=graph)
+
+def _samples(batch_size: object) -> int:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ArgumentError("batch_size", batch_size, "a number of samples, at least 1")
+    return int(batch_size)
 
 
 def _epochs(argument: str, given: object) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynccb.callbacks.tensorboard_records import encoded, field, varint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +14,32 @@ if TYPE_CHECKING:
 __all__ = ["graph_of"]
 
 _ODD = re.compile(r"[^A-Za-z0-9_.\-]")
+
+
+class _Node(NamedTuple):
+    """A NodeDef: name, operation, the nodes that it reads, and as attributes the shape of its output and its
+    config."""
+
+    name: str
+    op: str
+    inputs: Sequence[str] = ()
+    shape: Any = None
+    config: Any = None
+
+    def encoded(self) -> bytes:
+        names = [(1, self.name), (2, self.op), *((3, name) for name in self.inputs)]
+        parts = [field(number, encoded(name)) for number, name in names]
+        if self.shape is not None:
+            # In a shape, an axis of any length is -1.
+            axes = [field(2, b"\x08" + varint(-1 if size is None else int(size))) for size in self.shape]
+            parts.append(_attribute("_output_shapes", field(1, field(7, b"".join(axes)))))
+        if self.config:
+            parts.append(_attribute("config", field(2, json.dumps(self.config, default=str).encode())))
+        return b"".join(parts)
+
+
+def _attribute(name: str, value: bytes) -> bytes:
+    return field(5, field(1, name.encode()) + field(2, value))
 
 
 def graph_of(model: Any) -> bytes | None:
@@ -27,45 +55,26 @@ def graph_of(model: Any) -> bytes | None:
     config = _config(model)
     if not isinstance(layers, (list, tuple)) or not layers or config is None or "input_layers" in config:
         return None
-    from tensorboardX.proto.graph_pb2 import GraphDef
-    from tensorboardX.proto.versions_pb2 import VersionDef
-
     root = _part(getattr(model, "name", None) or type(model).__name__)
     settings = [layer.get("config", {}) for layer in config.get("layers", ())]
     configs = {setting.get("name"): setting for setting in settings}
     shapes = _shapes(_input_shape(settings), layers)
-    nodes = [_node(f"{root}/input", "Placeholder", shape=shapes[0])]
+    nodes = [_Node(f"{root}/input", "Placeholder", shape=shapes[0])]
     for layer, shape in zip(layers, shapes[1:], strict=True):
         nodes += _layer_nodes(root, layer, nodes[-1].name, shape, configs.get(layer.name))
-    graph: bytes = GraphDef(node=nodes, versions=VersionDef(producer=22)).SerializeToString()
-    return graph
+    return b"".join(field(1, node.encoded()) for node in nodes) + field(4, b"\x08\x16")  # producer 22
 
 
-def _layer_nodes(root: str, layer: Any, before: str, shape: Any, config: Any) -> list[Any]:
+def _layer_nodes(root: str, layer: Any, before: str, shape: Any, config: Any) -> list[_Node]:
     """The nodes of a layer's weights, and last the node that the next layer reads."""
     group, kind = f"{root}/{_part(layer.name)}", type(layer).__name__
     nodes = [
-        _node(f"{group}/{_part(_last(weight))}", "VariableV2", shape=tuple(weight.shape))
+        _Node(f"{group}/{_part(_last(weight))}", "VariableV2", shape=tuple(weight.shape))
         for weight in getattr(layer, "weights", ())
     ]
     name = f"{group}/{_part(kind)}" if nodes else group
     inputs = [before, *(node.name for node in nodes)]
-    return [*nodes, _node(name, kind, inputs, shape, config)]
-
-
-def _node(name: str, op: str, inputs: Sequence[str] = (), shape: Any = None, config: Any = None) -> Any:
-    from tensorboardX.proto.attr_value_pb2 import AttrValue
-    from tensorboardX.proto.node_def_pb2 import NodeDef
-    from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
-
-    attributes = {}
-    if shape is not None:
-        dims = [TensorShapeProto.Dim(size=-1 if size is None else int(size)) for size in shape]
-        shapes = AttrValue.ListValue(shape=[TensorShapeProto(dim=dims)])
-        attributes["_output_shapes"] = AttrValue(list=shapes)
-    if config:
-        attributes["config"] = AttrValue(s=json.dumps(config, default=str).encode())
-    return NodeDef(name=name, op=op, input=inputs, attr=attributes)
+    return [*nodes, _Node(name, kind, inputs, shape, config)]
 
 
 def _config(model: Any) -> dict[str, Any] | None:

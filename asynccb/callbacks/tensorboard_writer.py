@@ -1,10 +1,10 @@
 """One event file: who writes it, what is on disk when, and what happens when the disk fails or hangs.
 
-tensorboardX gives the records' shapes and their checksum. Its writer is not used: it puts a queue of ten and
-a thread between ``add_scalar`` and the file, so that a flush flushes what has arrived, not what was added,
-and when the thread has died of a full disk the eleventh call blocks for ever. Here a write is one job on a
-daemon thread of the file's own: when it is done, its records are on the disk; when the disk refuses, the job
-raises; when it does not answer, the job is abandoned after a deadline and the thread with it.
+tensorboardX is not used: it puts a queue of ten and a thread between ``add_scalar`` and the file, so
+that a flush flushes what has arrived, not what was added, and when the thread has died of a full disk the
+eleventh call blocks for ever. Here a write is one job on a daemon thread of the file's own: when it is done,
+its records are on the disk; when the disk refuses, the job raises; when it does not answer, the job is
+abandoned after a deadline and the thread with it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import itertools
 import os
 import re
 import socket
-import struct
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import wait
+from typing import TYPE_CHECKING
 
+from asynccb.callbacks.tensorboard_records import frames
 from asynccb.storage.serial import SerialExecutor
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ __all__ = ["EventFile", "EventWriter"]
 
 DEADLINE = 60.0
 """Seconds that one write may take: the histograms of a large model on a slow disk, and then some."""
+SYNC_EVERY = 1.0
+"""Seconds between two times that what was written is forced onto the disk."""
 
 _counter = itertools.count(1)
 _ODD = re.compile(r"[^A-Za-z0-9_-]+")
@@ -34,6 +38,10 @@ _ODD = re.compile(r"[^A-Za-z0-9_-]+")
 
 class EventFile:
     """A new file, ``events.out.tfevents.<time>.<host>.<pid>.<counter>.<run name>``. Blocks; not for the loop.
+
+    Attributes:
+        path: its own.
+        unique_name: what its name ends in; no other training in this folder has it.
 
     Args:
         folder: made where it is missing.
@@ -46,11 +54,10 @@ class EventFile:
     def __init__(self, folder: str, run_name: str) -> None:
         os.makedirs(folder, exist_ok=True)
         parts = (int(time.time()), _part(socket.gethostname()), os.getpid())
-        prefix = "events.out.tfevents." + ".".join(map(str, parts))
-        suffix = _part(run_name)
+        prefix, suffix = ".".join(map(str, parts)), _part(run_name)
         while True:
-            name = f"{prefix}.{next(_counter)}" + (f".{suffix}" if suffix else "")
-            self.path = os.path.join(folder, name)
+            self.unique_name = f"{prefix}.{next(_counter)}" + (f".{suffix}" if suffix else "")
+            self.path = os.path.join(folder, f"events.out.tfevents.{self.unique_name}")
             try:
                 # "x": two containers may share host name, process id and folder, and neither may truncate the
                 # other's file.
@@ -59,27 +66,45 @@ class EventFile:
             except FileExistsError:
                 continue
         self._end = 0
+        self._sync_at = 0.0
 
-    def append(self, events: Iterable[Any]) -> None:
-        """Writes the records; they are on the disk when this returns.
+    def append(self, records: Iterable[bytes]) -> None:
+        """Writes the records. They are the operating system's when this returns, and on the disk if the last
+        time that they were forced there is a second past.
 
         Raises:
             OSError: they are not; the file ends behind the last whole record.
         """
-        data = memoryview(b"".join(_frame(event.SerializeToString()) for event in events))
+        data = memoryview(frames(list(records)))
         try:
             left = data
             while left:
                 left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            if time.monotonic() >= self._sync_at:
+                self._sync()
         except OSError as error:
             self._cut()
             raise OSError(error.errno, error.strerror, self.path) from error
         self._end += len(data)
 
     def close(self) -> None:
-        """Legal any number of times."""
-        self._file.close()
+        """Forces all onto the disk. Legal any number of times.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        if self._file.closed:
+            return
+        try:
+            self._sync()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
+        finally:
+            self._file.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._sync_at = time.monotonic() + SYNC_EVERY
 
     def _cut(self) -> None:
         # Half a record at the end makes some readers wait for the rest for ever.
@@ -90,7 +115,7 @@ class EventFile:
 
 
 class EventWriter:
-    """Writes one :class:`EventFile` from the event loop.
+    """Writes one :class:`EventFile` from the event loop, and from threads beside it.
 
     Attributes:
         path: the file.
@@ -108,9 +133,10 @@ class EventWriter:
         self._file = file
         self._deadline = deadline
         self.failed = False
+        self._lock = threading.Lock()  # around the two above: the loop and a thread beside it write
         self._executor = SerialExecutor("asynccb tensorboard")
 
-    async def write(self, build: Callable[[], Iterable[Any]]) -> None:
+    async def write(self, build: Callable[[], Iterable[bytes]]) -> None:
         """Writes what ``build`` answers; ``build`` is called on the writer's thread.
 
         Order: that of the calls. The records are on the disk when this returns. Never blocks the loop.
@@ -119,10 +145,18 @@ class EventWriter:
             OSError: the disk refused (a TimeoutError: it did not answer). Raised once; later writes are
                 dropped and counted.
         """
-        if self.failed:
-            self.dropped += 1
+        if not self._drops():
+            await self._do(lambda: self._file.append(build()))
+
+    def write_blocking(self, records: list[bytes]) -> None:
+        """:meth:`write` for a thread that may wait."""
+        if self._drops():
             return
-        await self._do(lambda: self._file.append(build()))
+        future = self._executor.submit(self._file.append, records)
+        try:
+            self._take(future.result, not wait((future,), self._deadline).not_done)
+        finally:
+            future.cancel()
 
     async def close(self) -> None:
         """Closes the file. After a failure nothing is left to do."""
@@ -130,29 +164,37 @@ class EventWriter:
             await self._do(self._file.close)
 
     async def _do(self, job: Callable[[], None]) -> None:
-        future = asyncio.wrap_future(self._executor.submit(job))
+        on_loop = asyncio.wrap_future(self._executor.submit(job))
         try:
-            done, _ = await asyncio.wait({future}, timeout=self._deadline)
+            done, _ = await asyncio.wait({on_loop}, timeout=self._deadline)
+            self._take(on_loop.result, bool(done))
+        finally:
+            on_loop.cancel()  # abandoned: let nobody hear of its end
+
+    def _take(self, result: Callable[[], None], done: bool) -> None:
+        try:
             if not done:
                 raise TimeoutError(
                     f"{self.path}: no answer from the disk for {self._deadline:g} s; the file gets no more"
                 )
-            future.result()
+            result()
         except OSError:
-            self.failed = True
-            # Behind the abandoned job, if it ever ends: the thread closes what nobody waits for any more.
-            self._executor.submit(self._file.close)
-            raise
-        finally:
-            future.cancel()  # abandoned: let nobody hear of its end
+            if self._fails_first():
+                # Behind the abandoned job, if it ever ends: the thread closes what nobody waits for any more.
+                self._executor.submit(self._file.close)
+                raise
 
+    def _drops(self) -> bool:
+        with self._lock:
+            self.dropped += self.failed
+            return self.failed
 
-def _frame(data: bytes) -> bytes:
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(data))
-    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    return b"".join((length, next(checksums), data, next(checksums)))
+    def _fails_first(self) -> bool:
+        """Whether this failure is the one to be raised; of two at the same time, the other is a drop."""
+        with self._lock:
+            first, self.failed = not self.failed, True
+            self.dropped += not first
+            return first
 
 
 def _part(name: str) -> str:

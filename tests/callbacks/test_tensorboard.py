@@ -6,11 +6,9 @@ import asyncio
 import errno
 import inspect
 import io
-import json
 import logging
 import math
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -20,24 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from google.protobuf import text_format
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator as WhatThePageShows,
 )
+from tensorboard.compat.proto.graph_pb2 import GraphDef
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from asynccb import Callback, Trainer
-from asynccb.callbacks import tensorboard_writer
 from asynccb.callbacks.tensorboard import TensorBoard
-from asynccb.callbacks.tensorboard_summaries import image_views, weights
-from asynccb.callbacks.tensorboard_writer import EventFile, EventWriter
+from asynccb.callbacks.tensorboard_graph import graph_of
+from asynccb.callbacks.tensorboard_writer import EventFile
 from asynccb.errors import ArgumentError
-from asynccb.models import Activation, Dense, Sequential
+from asynccb.models import Activation, Dense, Embedding, Flatten, Sequential
+from asynccb.run import Run
+from asynccb.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 EVERYTHING = dict.fromkeys(("scalars", "histograms", "images", "graph"), 0)
@@ -55,11 +54,37 @@ def points(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 class FakeSnapshot:
     def __init__(self, arrays: dict[str, Any]) -> None:
-        self.arrays = arrays
+        self._arrays = arrays
         self.released = False
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        assert not self.released
+        return self._arrays
+
+    def to_model(self) -> Any:
+        assert not self.released
+        return ShowsItsLayers()
 
     def release(self) -> None:
         self.released = True
+
+
+class ShowsItsLayers:
+    """A model that can be looked into; each pass waits for ``gate``."""
+
+    gate = threading.Event()
+    gate.set()
+
+    def activations(self, x: Any) -> dict[str, Any]:
+        self.gate.wait()
+        return {"layer": x}
+
+    def gradients(self, x: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+        return {"layer/w:0": y}
+
+
+VALIDATION = (np.arange(6.0).reshape(3, 2), np.arange(3.0))
 
 
 class FakeRun:
@@ -67,10 +92,11 @@ class FakeRun:
 
     def __init__(self, name: str = "run-1", arrays: dict[str, Any] | None = None) -> None:
         self.name = name
-        self.arrays = arrays or {}
+        self.arrays: dict[str, Any] = arrays or {}
         self.snapshots: list[FakeSnapshot] = []
 
-    def snapshot_now(self, callback: object) -> FakeSnapshot:
+    def snapshot_now(self, callback: object, *, pooled: bool) -> FakeSnapshot:
+        assert pooled
         self.snapshots.append(FakeSnapshot(self.arrays))
         return self.snapshots[-1]
 
@@ -82,13 +108,26 @@ async def call(hook: Callable[..., Any], *args: Any) -> None:
         await later
 
 
-async def fit(callback: TensorBoard, *epochs: dict[str, Any], run: Any = None, model: Any = None) -> None:
+async def begin(callback: TensorBoard, run: Any = None, model: Any = None, validation: Any = None) -> None:
+    callback.run = run or FakeRun()
+    callback.validation_data = validation
     callback.set_model(model)
     callback.set_params({})
-    callback.run = run or FakeRun()
     await call(callback.on_train_begin, {})
+
+
+async def fit(
+    callback: TensorBoard,
+    *epochs: dict[str, Any],
+    run: Any = None,
+    model: Any = None,
+    validation: Any = None,
+) -> None:
+    """A training whose epochs are long enough for all that is done beside them."""
+    await begin(callback, run, model, validation)
     for epoch, logs in enumerate(epochs):
         await call(callback.on_epoch_end, epoch, logs)
+        await callback._sideline.end()
     await call(callback.on_train_end, {})
 
 
@@ -125,17 +164,14 @@ def test_gradients_and_images_without_histogram_freq_are_refused(name: str) -> N
         TensorBoard(**{name: True})
 
 
-@pytest.mark.parametrize("given", [{"histogram_freq": 1, "write_grads": True}, {"embeddings_freq": 2}])
-def test_what_is_not_there_yet_is_refused_by_name(given: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match="not available yet"):
-        TensorBoard(**given)
-
-
 @pytest.mark.parametrize(
     "given",
     [
         {"histogram_freq": -1},
         {"histogram_freq": 0.5},
+        {"embeddings_freq": -1},
+        {"batch_size": 0},
+        {"batch_size": 0.5},
         {"update_freq": 0},
         {"update_freq": True},
         {"update_freq": "never"},
@@ -276,104 +312,119 @@ async def test_batches_are_gathered_and_not_written_one_by_one(
     assert len(points(read(tmp_path), "batch_loss")) == 500
 
 
-# ---------------------------------------------------------------- weights
+# ---------------------------------------------------------------- histograms
+
+WEIGHTS_ONLY = "TensorBoard: histograms of weights only; "
 
 
 @pytest.mark.asyncio
-async def test_histograms_are_written_every_so_many_epochs_without_validation_data(tmp_path: Path) -> None:
+async def test_histograms_are_of_weights_and_activations_every_so_many_epochs(tmp_path: Path) -> None:
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
-    run = FakeRun(arrays={"dense/kernel:0": kernel, "optimizer/m/kernel": kernel})
-    await fit(TensorBoard(tmp_path, 2), *[{"loss": 1.0}] * 5, run=run)
+    run = FakeRun(arrays={"layer/w:0": kernel, "optimizer/m/kernel": kernel})
+    callback = TensorBoard(tmp_path, 2)
+    await fit(callback, *[{"loss": 1.0}] * 5, run=run, model=ShowsItsLayers(), validation=VALIDATION)
     found = read(tmp_path)
-    assert found.Tags()["histograms"] == ["dense/kernel_0"]
-    assert [event.step for event in found.Histograms("dense/kernel_0")] == [0, 2, 4]
-    value = found.Histograms("dense/kernel_0")[0].histogram_value
-    assert (value.min, value.max, value.num, value.sum, value.sum_squares) == (0.0, 5.0, 6.0, 15.0, 55.0)
-    assert sum(value.bucket) == 6
+    assert found.Tags()["histograms"] == ["layer/w_0", "layer_out"]
+    for tag, numbers in (("layer/w_0", kernel), ("layer_out", VALIDATION[0])):
+        assert [event.step for event in found.Histograms(tag)] == [0, 2, 4]
+        value = found.Histograms(tag)[0].histogram_value
+        assert (value.min, value.max, value.num) == (0.0, 5.0, 6.0)
+        assert (value.sum, value.sum_squares) == (numbers.sum(), (numbers**2).sum())
+        assert sum(value.bucket) == 6
     assert len(run.snapshots) == 3
     assert all(snapshot.released for snapshot in run.snapshots)
+    assert callback.skipped == 0
 
 
 @pytest.mark.asyncio
-async def test_histograms_are_of_the_weights_at_the_epochs_end(tmp_path: Path) -> None:
-    model = small_model()
-    run = SimpleNamespace(name="r", snapshot_now=lambda callback: FakeSnapshot(dict(model.capture().arrays)))
+async def test_gradients_are_there_if_asked_for(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path, 1, write_grads=True)
+    await fit(callback, {}, model=ShowsItsLayers(), validation=VALIDATION)
+    found = read(tmp_path)
+    assert found.Tags()["histograms"] == ["layer_out", "layer/w_0_grad"]
+    assert found.Histograms("layer/w_0_grad")[0].histogram_value.sum == 3.0
+
+
+@pytest.mark.asyncio
+async def test_one_histogram_an_epoch_whatever_the_chunks(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path, 1, write_grads=True, batch_size=1)
+    await fit(callback, {}, {}, model=ShowsItsLayers(), validation=VALIDATION)
+    for tag, count in (("layer_out", 6), ("layer/w_0_grad", 3)):
+        found = read(tmp_path).Histograms(tag)
+        assert [(event.step, event.histogram_value.num) for event in found] == [(0, count), (1, count)]
+
+
+class Iterated:
+    def __iter__(self) -> Any:
+        raise AssertionError("the training's to take")
+
+    __aiter__ = __iter__
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("model", "validation", "write_grads", "why"),
+    [
+        (ShowsItsLayers(), None, False, "those of activations and gradients need validation data"),
+        (ShowsItsLayers(), Iterated(), False, ".* need validation data in arrays"),
+        (object(), VALIDATION, False, r"object has no activations\(\)"),
+        (object(), VALIDATION, True, r"object has no activations\(\) and no gradients\(\)"),
+    ],
+    ids=["no data", "no arrays", "no activations", "no gradients"],
+)
+async def test_where_the_model_cannot_be_looked_into_there_are_weights_and_one_warning(
+    tmp_path: Path, model: Any, validation: Any, write_grads: bool, why: str
+) -> None:
+    callback = TensorBoard(tmp_path, 1, write_grads=write_grads)
+    run = FakeRun(arrays={"w": np.eye(2)})
+    with pytest.warns(RuntimeWarning, match=f"^{WEIGHTS_ONLY}{why}$") as warned:
+        await fit(callback, {}, {}, run=run, model=model, validation=validation)
+    assert len(warned) == 1
+    found = read(tmp_path)
+    assert found.Tags()["histograms"] == ["w"]
+    assert [event.step for event in found.Histograms("w")] == [0, 1]
+
+
+@pytest.mark.asyncio
+async def test_histograms_are_of_the_model_at_the_epochs_end(tmp_path: Path) -> None:
+    model, x = small_model(), np.ones((5, 4), np.float32)
+    run = SimpleNamespace(name="r", snapshot_now=lambda callback, pooled: Snapshot(model.capture(), 0, 0))
     callback = TensorBoard(tmp_path, histogram_freq=1)
-    callback.run = run
-    before = float(model.get_weights()[0].max())
-    await call(callback.on_train_begin, {})
+    kernel, outputs = float(model.get_weights()[0].max()), model.activations(x)["dense"]
+    await begin(callback, run, model, (x, np.eye(3, dtype=np.float32)[[0] * 5]))
     later = callback.on_epoch_end(0, {})
     model.set_weights([weight + 100.0 for weight in model.get_weights()])
     await later
     await call(callback.on_train_end, {})
-    assert read(tmp_path).Histograms("dense/kernel")[0].histogram_value.max == pytest.approx(before)
-
-
-finite_or_not = st.one_of(
-    hnp.arrays(np.float32, hnp.array_shapes(min_side=0), elements=st.floats(width=32)),
-    hnp.arrays(np.float64, hnp.array_shapes(min_side=0), elements=st.floats()),
-)
-
-
-@given(finite_or_not)
-def test_a_histogram_counts_every_finite_number_once(array: np.ndarray) -> None:
-    finite = np.clip(array[np.isfinite(array)].astype(float), -8e307, 8e307)
-    events = list(weights(3, 1.0, {"w": array}, images=True))
-    values = [value for event in events for value in event.summary.value]
-    histograms = [value.histo for value in values if value.HasField("histo")]
-    if not finite.size:
-        assert histograms == []
-        return
-    (histogram,) = histograms
-    assert sum(histogram.bucket) == histogram.num == finite.size
-    assert (histogram.min, histogram.max) == (finite.min(), finite.max())
-    assert list(histogram.bucket_limit) == sorted(histogram.bucket_limit)
-    assert histogram.bucket_limit[-1] == finite.max()
-
-
-@pytest.mark.parametrize(
-    ("shape", "pictures"),
-    [
-        ((), 0),
-        ((5,), [(5, 1)]),
-        ((1, 5), [(5, 1)]),
-        ((3, 5), [(3, 5)]),
-        ((5, 3), [(3, 5)]),
-        ((2, 3, 4), [(2, 3)] * 4),
-        ((3, 3, 1, 8), [(3, 3)] * 8),
-        ((2, 2, 2, 2), 0),
-        ((0, 3), 0),
-    ],
-)
-def test_the_pictures_of_a_weight_by_its_shape(shape: tuple[int, ...], pictures: Any) -> None:
-    assert [view.shape for view in image_views(np.zeros(shape))] == (pictures or [])
-
-
-def test_each_kernel_of_three_axes_is_a_picture_of_its_own() -> None:
-    array = np.arange(24).reshape(2, 3, 4)
-    for index, view in enumerate(image_views(array)):
-        assert view.tolist() == array[:, :, index].tolist()
+    found = read(tmp_path)
+    assert found.Histograms("dense/kernel")[0].histogram_value.max == pytest.approx(kernel)
+    assert found.Histograms("dense_out")[0].histogram_value.max == pytest.approx(float(outputs.max()))
 
 
 @pytest.mark.asyncio
-async def test_images_are_pngs_with_the_numbers_between_black_and_white(tmp_path: Path) -> None:
+async def test_images_of_weights_are_pngs(tmp_path: Path) -> None:
     from PIL import Image
 
-    kernel = np.array([[-1.0, 0.0, 1.0], [math.nan, math.inf, 1.0]], np.float32)
-    run = FakeRun(arrays={"w": kernel, "flat": np.ones(2)})
-    await fit(TensorBoard(tmp_path, 1, write_images=True), {}, run=run)
+    run = FakeRun(arrays={"w": np.array([[-1.0, 0.0, 1.0]], np.float32), "flat": np.ones(2)})
+    callback = TensorBoard(tmp_path, 1, write_images=True)
+    await fit(callback, {}, run=run, model=ShowsItsLayers(), validation=VALIDATION)
     found = read(tmp_path)
     assert found.Tags()["images"] == ["w/image/0", "flat/image/0"]
     (event,) = found.Images("w/image/0")
-    assert (event.step, event.height, event.width) == (0, 2, 3)
+    assert (event.step, event.height, event.width) == (0, 3, 1)
     with Image.open(io.BytesIO(event.encoded_image_string)) as image:
-        assert np.asarray(image).tolist() == [[0, 128, 255], [0, 0, 255]]
+        assert np.asarray(image).tolist() == [[0], [128], [255]]
 
 
 @pytest.mark.asyncio
-async def test_the_page_shows_histogram_and_image_of_one_weight(tmp_path: Path) -> None:
-    await fit(TensorBoard(tmp_path, 1, write_images=True), {}, run=FakeRun(arrays={"w": np.eye(3)}))
-    assert kinds_shown(tmp_path) == {"histograms": ["w"], "images": ["w/image/0"]}
+async def test_the_page_shows_every_kind_of_a_weights_records(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path, 1, write_images=True, write_grads=True)
+    run = FakeRun(arrays={"w": np.eye(3)})
+    await fit(callback, {}, run=run, model=ShowsItsLayers(), validation=VALIDATION)
+    assert kinds_shown(tmp_path) == {
+        "histograms": ["layer/w_0_grad", "layer_out", "w"],
+        "images": ["w/image/0"],
+    }
 
 
 def test_control_under_one_tag_the_page_shows_only_one_of_them(tmp_path: Path) -> None:
@@ -392,35 +443,220 @@ def kinds_shown(folder: Path) -> dict[str, list[str]]:
     return {kind: sorted(found) for kind, found in tags.items()}
 
 
-async def epochs_that_come_faster_than_they_are_written(folder: Path, arrays: Any) -> TensorBoard:
-    callback = TensorBoard(folder, histogram_freq=1)
-    callback.run = FakeRun(arrays=arrays)
-    await call(callback.on_train_begin, {})
-    waiting = [callback.on_epoch_end(epoch, {"loss": 1.0}) for epoch in range(3)]
-    for later in waiting:
-        await later
-    await call(callback.on_epoch_end, 3, {"loss": 1.0})
+# ---------------------------------------------------------------- slower than the training
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it opens, no look into a model comes to its end."""
+    gate = threading.Event()
+    monkeypatch.setattr(ShowsItsLayers, "gate", gate)
+    yield gate
+    gate.set()
+
+
+@pytest.mark.asyncio
+async def test_while_one_epochs_histograms_are_made_those_of_the_next_are_skipped_and_counted(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    for epoch in range(4):
+        await call(callback.on_epoch_end, epoch, {"loss": float(epoch)})
+        assert points(read(tmp_path), "loss")[-1] == (epoch, float(epoch))  # scalars wait for nothing
+    assert (callback.skipped, len(run.snapshots)) == (3, 1)
+    gate.set()
+    await callback._sideline.end()
+    await call(callback.on_epoch_end, 4, {})
     await call(callback.on_train_end, {})
-    assert [step for step, _ in points(read(folder), "loss")] == [0, 1, 2, 3]
-    assert len(callback.run.snapshots) == 4 - callback.skipped
-    return callback
+    found = read(tmp_path)
+    for tag in ("w", "layer_out"):
+        assert [event.step for event in found.Histograms(tag)] == [0, 4]
+    assert (callback.skipped, len(run.snapshots)) == (3, 2)
 
 
 @pytest.mark.asyncio
-async def test_small_weights_wait_to_be_written(tmp_path: Path) -> None:
-    callback = await epochs_that_come_faster_than_they_are_written(tmp_path, {"w": np.eye(3)})
-    assert [event.step for event in read(tmp_path).Histograms("w")] == [0, 1, 2, 3]
-    assert callback.skipped == 0
-
-
-@pytest.mark.asyncio
-async def test_large_weights_are_skipped_while_earlier_ones_wait(
+async def test_histograms_are_skipped_while_the_disk_has_not_taken_the_last_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asynccb.callbacks.tensorboard.ROOM", 100)
-    callback = await epochs_that_come_faster_than_they_are_written(tmp_path, {"w": np.eye(3)})
-    assert [event.step for event in read(tmp_path).Histograms("w")] == [0, 3]
-    assert callback.skipped == 2
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    append, gate = EventFile.append, threading.Event()
+    monkeypatch.setattr(EventFile, "append", lambda file, records: (gate.wait(), append(file, records))[1])
+    later = [callback.on_epoch_end(epoch, {"loss": 1.0}) for epoch in range(3)]
+    assert (callback.skipped, len(run.snapshots)) == (2, 1)
+    gate.set()
+    for hook in later:
+        await hook
+    await call(callback.on_train_end, {})
+    assert [step for step, _ in points(read(tmp_path), "loss")] == [0, 1, 2]
+
+
+@pytest.mark.asyncio
+async def test_a_hook_that_never_runs_does_not_stand_in_the_next_ones_way(tmp_path: Path) -> None:
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    callback.on_epoch_end(0, {}).close()  # the bus gives back the snapshot of what it throws away
+    await call(callback.on_epoch_end, 1, {})
+    await call(callback.on_train_end, {})
+    assert [event.step for event in read(tmp_path).Histograms("w")] == [1]
+    assert (callback.skipped, len(run.snapshots)) == (0, 2)
+
+
+@pytest.mark.asyncio
+async def test_the_inline_half_starts_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = TensorBoard(tmp_path, 1)
+    await begin(callback, FakeRun(), ShowsItsLayers(), VALIDATION)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread was started"))
+        later = callback.on_epoch_end(0, {})
+    await later
+    await call(callback.on_train_end, {})
+
+
+@pytest.mark.asyncio
+async def test_the_copy_is_given_back_before_the_pass_over_the_data(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    given_back = threading.Event()
+    run = FakeRun()
+    callback = TensorBoard(tmp_path, 1)
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    with_event = FakeSnapshot({})
+    with_event.release = given_back.set  # type: ignore[method-assign]
+    run.snapshot_now = lambda callback, pooled: with_event  # type: ignore[method-assign]
+    await call(callback.on_epoch_end, 0, {})
+    assert await asyncio.to_thread(given_back.wait, 10)
+    assert not gate.is_set()
+    gate.set()
+    await call(callback.on_train_end, {})
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_end_gives_up_what_is_still_being_made(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    callback, run = TensorBoard(tmp_path, 1, batch_size=1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    await call(callback.on_epoch_end, 0, {})
+    end = asyncio.ensure_future(callback.on_train_end({}))
+    await asyncio.sleep(0)
+    end.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await end
+    gate.set()
+    await callback._sideline.end()
+    assert [snapshot.released for snapshot in run.snapshots] == [True]
+    assert read(tmp_path).Tags()["histograms"] == []
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_fails_is_raised_once_and_the_next_epoch_is_looked_at(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    with monkeypatch.context() as patched:
+        patched.setattr(ShowsItsLayers, "activations", lambda model, x: gate.wait() and 1 / 0)
+        await call(callback.on_epoch_end, 0, {"loss": 1.0})
+        gate.set()
+        await settled(callback)
+    with pytest.raises(ZeroDivisionError):
+        await call(callback.on_epoch_end, 1, {"loss": 2.0})
+    await call(callback.on_train_end, {})
+    found = read(tmp_path)
+    assert points(found, "loss") == [(0, 1.0), (1, 2.0)]
+    assert [event.step for event in found.Histograms("layer_out")] == [1]
+    assert [snapshot.released for snapshot in run.snapshots] == [True, True]
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_fails_last_is_raised_at_the_end(
+    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShowsItsLayers, "activations", lambda model, x: gate.wait() and 1 / 0)
+    callback = TensorBoard(tmp_path, 1)
+    await begin(callback, model=ShowsItsLayers(), validation=VALIDATION)
+    await call(callback.on_epoch_end, 0, {})
+    gate.set()
+    with pytest.raises(ZeroDivisionError):
+        await call(callback.on_train_end, {})
+
+
+async def settled(callback: TensorBoard) -> None:
+    """Returns when nothing is being made, and leaves the error where it is."""
+    assert callback._sideline._job is not None
+    await asyncio.wait({asyncio.wrap_future(callback._sideline._job)})
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+def embedding_model() -> Sequential:
+    model = Sequential([Embedding(4, 3, input_length=2), Flatten(), Dense(2)], seed=1)
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.asyncio
+async def test_embeddings_are_saved_every_so_many_epochs(tmp_path: Path) -> None:
+    (tmp_path / "words.tsv").write_text("a\nb\nc\nd\n")
+    callback = TensorBoard(tmp_path, embeddings_freq=2, embeddings_metadata="words.tsv")
+    run = FakeRun(arrays={"embedding/embeddings": np.full((4, 3), 0.1, np.float32)})
+    await fit(callback, {}, {}, {}, run=run, model=embedding_model())
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert [e.tensor_name for e in config.embeddings] == ["embedding.ckpt-2", "embedding.ckpt-0"]
+    assert {e.metadata_path for e in config.embeddings} == {"words.tsv"}
+    for embedding in config.embeddings:
+        assert np.fromfile(tmp_path / embedding.tensor_path, "<f4").tolist() == [np.float32(0.1)] * 12
+    assert [snapshot.released for snapshot in run.snapshots] == [True, True]
+    assert read(tmp_path).Tags()["histograms"] == []
+
+
+@pytest.mark.asyncio
+async def test_embeddings_and_histograms_share_one_copy(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path, 1, embeddings_freq=1)
+    model, run = embedding_model(), FakeRun()
+    run.arrays = dict(model.capture().arrays)
+    with pytest.warns(RuntimeWarning, match=WEIGHTS_ONLY):
+        await fit(callback, {}, run=run, model=model)
+    assert len(run.snapshots) == 1
+    assert "embedding/embeddings" in read(tmp_path).Tags()["histograms"]
+    assert (tmp_path / "projector_config.pbtxt").exists()
+
+
+@pytest.mark.asyncio
+async def test_a_model_without_embeddings_is_said_once(tmp_path: Path) -> None:
+    run = FakeRun()
+    with pytest.warns(RuntimeWarning, match="the model has no Embedding layer") as warned:
+        await fit(TensorBoard(tmp_path, embeddings_freq=1), {}, {}, run=run, model=small_model())
+    assert len(warned) == 1
+    assert run.snapshots == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"embeddings_layer_names": ["none"]}, "embeddings_layer_names='none': is no layer"),
+        ({"embeddings_metadata": "none.tsv"}, "embeddings_metadata='none.tsv': is no file"),
+    ],
+)
+async def test_embeddings_that_cannot_be_are_refused_before_the_first_batch(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    callback = TensorBoard(tmp_path / "logs", embeddings_freq=1, **given)
+    with pytest.raises(ArgumentError, match=message):
+        await begin(callback, model=embedding_model())
+    await call(callback.on_train_end, {})
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.asyncio
+async def test_without_embeddings_freq_their_other_arguments_have_no_effect(tmp_path: Path) -> None:
+    callback = TensorBoard(tmp_path, embeddings_layer_names=["none"], embeddings_metadata="none.tsv")
+    await fit(callback, {"loss": 1.0}, model=embedding_model())
+    assert os.listdir(tmp_path) == [os.path.basename(callback.path or "")]
 
 
 # ---------------------------------------------------------------- graph
@@ -450,6 +686,36 @@ async def test_the_graph_is_the_models_layers(tmp_path: Path) -> None:
     assert b'"units": 8' in nodes["sequential/dense/Dense"].attr["config"].s
 
 
+def test_the_graph_has_nothing_that_the_page_does_not_know() -> None:
+    graph = GraphDef.FromString(graph_of(small_model()) or b"")
+    whole = graph.SerializeToString()
+    graph.DiscardUnknownFields()
+    assert graph.SerializeToString() == whole
+    assert graph.versions.producer == 22
+
+
+@pytest.mark.asyncio
+async def test_a_training_imports_no_other_writer(tmp_path: Path) -> None:
+    code = """
+        import asyncio, sys, numpy as np
+        from asynccb import Trainer
+        from asynccb.callbacks import TensorBoard
+        from asynccb.models import Dense, Sequential
+        model = Sequential([Dense(1, input_dim=2)])
+        model.compile("sgd", "mse")
+        board = TensorBoard(sys.argv[1], 1, write_grads=True, update_freq="batch")
+        x, y = np.zeros((4, 2)), np.zeros((4, 1))
+        asyncio.run(Trainer(model).fit(x, y, validation_data=(x, y), verbose=0, callbacks=[board]))
+        print(*sorted({"tensorboardX", "google", "torch", "tensorboard", "PIL"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == ""
+    assert read(tmp_path).Tags()["graph"] is True
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("write_graph", "model"),
@@ -477,34 +743,6 @@ async def test_sixteen_trainings_in_one_folder_leave_sixteen_files_with_all_reco
         assert points(read(callback.path), "loss") == [(epoch, float(epoch)) for epoch in range(20)]
 
 
-def test_control_two_plain_writers_in_one_second_lose_the_points_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorboardX import SummaryWriter
-
-    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
-    writers = [SummaryWriter(str(tmp_path)) for _ in range(2)]
-    for number, writer in enumerate(writers):
-        for step in range(50):
-            writer.add_scalar(f"loss/{number}", 1.0, step)
-        writer.close()
-    assert len(os.listdir(tmp_path)) == 1
-    assert len(read(tmp_path).Tags()["scalars"]) < 2
-
-
-def test_a_name_that_another_container_has_taken_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
-    first = EventFile(str(tmp_path), "run")
-    monkeypatch.setattr(tensorboard_writer, "_counter", iter([int(first.path.split(".")[-2]), 777]))
-    second = EventFile(str(tmp_path), "run")
-    first.close()
-    second.close()
-    assert second.path != first.path
-    assert second.path.endswith(".777.run")
-
-
 # ---------------------------------------------------------------- a disk that refuses
 
 
@@ -517,251 +755,122 @@ async def test_a_folder_that_cannot_be_made_fails_before_the_first_batch(tmp_pat
     await call(callback.on_train_end, {})  # comes after a failure too
 
 
-FULL_DISK = """
-import asyncio, json, resource, signal, sys, warnings
-from types import SimpleNamespace
-import numpy as np
-from asynccb.callbacks.tensorboard import TensorBoard
-
-def snapshot(callback):
-    return SimpleNamespace(arrays={f"w{i}": np.random.rand(64) for i in range(40)}, release=lambda: None)
-
-async def main(folder):
-    callback = TensorBoard(folder, histogram_freq=1)
-    callback.run = SimpleNamespace(name="run", snapshot_now=snapshot)
-    errors, done = [], 0
-    await callback.on_train_begin({})
-    for epoch in range(50):
-        try:
-            await callback.on_epoch_end(epoch, {"loss": float(epoch)})
-            done += not errors
-        except OSError as error:
-            errors.append([error.errno, error.filename])
-    await callback.on_train_end({})
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    accumulator = EventAccumulator(callback.path, size_guidance={"scalars": 0, "histograms": 0})
-    accumulator.Reload()
-    print(json.dumps({
-        "errors": errors, "done": done, "dropped": callback.dropped, "path": callback.path,
-        "scalars": [event.step for event in accumulator.Scalars("loss")],
-        "histograms": [event.step for event in accumulator.Histograms("w39")],
-    }))
-"""
-
-LIMITED = """
-resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-asyncio.run(main(sys.argv[1]))
-"""
-
-PLAIN_WRITER = """
-import os, sys, threading
-from tensorboardX import SummaryWriter
-writer, returned = SummaryWriter(sys.argv[1], flush_secs=0), []
-threading.excepthook = lambda args: None
-def add():
-    for step in range(2000):
-        writer.add_text("text", "x" * 1000, step)
-        returned.append(step)
-thread = threading.Thread(target=add, daemon=True)
-thread.start()
-thread.join(3)
-print("hangs" if thread.is_alive() else "ended", len(returned), flush=True)
-os._exit(0)
-"""
-
-
-def run_python(source: str, *args: object, before: tuple[str, ...] = ()) -> str:
-    command = [*before, sys.executable, "-W", "ignore", "-c", textwrap.dedent(source), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def assert_failed_once_and_kept_what_was_written(output: str, code: int) -> None:
-    result = json.loads(output)
-    assert result["errors"] == [[code, result["path"]]]
-    assert 0 < result["done"] < 49
-    assert result["dropped"] == 49 - result["done"]
-    assert result["scalars"] == list(range(result["done"]))
-    assert result["histograms"] == list(range(result["done"]))
-
-
-def test_a_file_that_may_not_grow_is_one_error_and_whole_records(tmp_path: Path) -> None:
-    output = run_python(FULL_DISK + LIMITED, tmp_path)
-    assert_failed_once_and_kept_what_was_written(output, errno.EFBIG)
-
-
-TINY_DISK = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"')
-
-
-def with_tiny_disk(folder: Path) -> tuple[str, ...]:
-    """What to put before a command that is to find a full disk of 64 KiB at ``folder``."""
-    before = (*TINY_DISK, str(folder))
-    try:
-        allowed = subprocess.run([*before, "true"], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        allowed = False
-    if not allowed:
-        pytest.skip("mounting a file system needs rights that are not given here")
-    return before
-
-
-def test_a_full_disk_is_one_error_and_whole_records(tmp_path: Path) -> None:
-    before = with_tiny_disk(tmp_path)
-    output = run_python(FULL_DISK + "asyncio.run(main(sys.argv[1]))", tmp_path, before=before)
-    assert_failed_once_and_kept_what_was_written(output, errno.ENOSPC)
-
-
-def test_control_on_a_full_disk_the_plain_writer_hangs(tmp_path: Path) -> None:
-    state, returned = run_python(PLAIN_WRITER, tmp_path, before=with_tiny_disk(tmp_path)).split()
-    assert state == "hangs"
-    assert int(returned) < 2000
-
-
-class SleepingFile:
-    """An event file on a disk that does not answer until it is told to."""
-
-    path = "sleeping"
-
-    def __init__(self) -> None:
-        self.answer = threading.Event()
-        self.closed = threading.Event()
-
-    def append(self, events: Any) -> None:
-        self.answer.wait()
-        raise OSError(errno.EIO, "too late for anybody to hear")
-
-    def close(self) -> None:
-        self.closed.set()
-
-
-@pytest.mark.asyncio
-async def test_a_disk_that_does_not_answer_is_one_error_and_holds_nobody() -> None:
-    file = SleepingFile()
-    writer = EventWriter(file, deadline=0.01)  # type: ignore[arg-type]
-    with pytest.raises(TimeoutError, match=r"sleeping: no answer from the disk for 0\.01 s"):
-        await writer.write(list)
-    await writer.write(list)
-    await writer.write(list)
-    await writer.close()
-    assert writer.dropped == 2
-    assert not file.closed.is_set()
-    file.answer.set()  # the abandoned thread closes the file when it is free at last
-    assert await asyncio.to_thread(file.closed.wait, 10)
-
-
-@pytest.mark.asyncio
-async def test_a_cancelled_write_leaves_nothing_on_the_loop() -> None:
-    file = SleepingFile()
-    writer = EventWriter(file)  # type: ignore[arg-type]
-    task = asyncio.ensure_future(writer.write(list))
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    file.answer.set()
-    await writer.close()
-    assert file.closed.is_set()
-
-
 @pytest.mark.asyncio
 async def test_after_a_failure_no_weights_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: EventFile, events: Any) -> None:
+    def refuse(file: EventFile, records: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = FakeRun(arrays={"w": np.eye(2)})
     callback = TensorBoard(tmp_path, histogram_freq=1)
-    callback.run = run
-    await call(callback.on_train_begin, {})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
     monkeypatch.setattr(EventFile, "append", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        await call(callback.on_epoch_end, 0, {})
-    await call(callback.on_epoch_end, 1, {})
+    errors = []
+    for epoch in range(3):
+        try:
+            await call(callback.on_epoch_end, epoch, {})
+        except OSError as error:
+            errors.append(str(error))
+        await settled(callback)
     await call(callback.on_train_end, {})
+    assert errors == ["[Errno 28] No space left on device"]
     assert [snapshot.released for snapshot in run.snapshots] == [True]
-    assert callback.dropped == 1
-
-
-# ---------------------------------------------------------------- kill -9
-
-ACKNOWLEDGED = """
-import asyncio, os, signal, sys
-from types import SimpleNamespace
-from asynccb.callbacks.tensorboard import TensorBoard
-
-async def main():
-    callback = TensorBoard(sys.argv[1], update_freq="batch")
-    callback.run = SimpleNamespace(name="run")
-    await callback.on_train_begin({})
-    for batch in range(1000):
-        later = callback.on_train_batch_end(batch, {"loss": 1.0})
-        if later is not None:
-            await later
-    await callback.on_epoch_end(0, {"loss": 0.5})
-    os.kill(os.getpid(), signal.SIGKILL)
-
-asyncio.run(main())
-"""
-
-FLUSHED = """
-import os, signal, sys
-from tensorboardX import SummaryWriter
-writer = SummaryWriter(sys.argv[1])
-for step in range(1000):
-    writer.add_scalar("batch_loss", 1.0, step)
-writer.flush()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def killed(source: str, folder: Path) -> EventAccumulator:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", source, str(folder)], timeout=50, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    return read(folder)
-
-
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
-    found = killed(ACKNOWLEDGED, tmp_path)
-    assert len(points(found, "batch_loss")) == 1000
-    assert points(found, "loss") == [(0, 0.5)]
-
-
-def test_control_what_the_plain_writer_flushed_does_not(tmp_path: Path) -> None:
-    assert len(points(killed(FLUSHED, tmp_path), "batch_loss")) < 1000
+    assert callback.dropped == 3  # of two epochs the scalars, of the first one more: the scalars or the rest
 
 
 # ---------------------------------------------------------------- in a training
 
 
-async def train(*callbacks: Any) -> Any:
+async def train(*callbacks: Any, epochs: int = 3) -> Any:
     rng = np.random.default_rng(0)
     x = rng.random((64, 4), np.float32)
     y = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 64)]
     return await Trainer(small_model()).fit(
-        x, y, batch_size=8, epochs=3, validation_split=0.25, verbose=0, callbacks=list(callbacks)
+        x, y, batch_size=8, epochs=epochs, validation_split=0.25, verbose=0, callbacks=list(callbacks)
     )
+
+
+class Unhurried(TensorBoard):
+    """The training waits at the end of an epoch until all that is done beside it is done."""
+
+    lockstep = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> Any:
+        return self._whole(super().on_epoch_end(epoch, logs))
+
+    async def _whole(self, later: Any) -> None:
+        await later
+        await self._sideline.end()
 
 
 @pytest.mark.asyncio
 async def test_a_training_leaves_every_kind_of_record(tmp_path: Path) -> None:
-    callback = TensorBoard(tmp_path, histogram_freq=1, write_images=True, update_freq="batch")
-    history = await train(callback)
+    board = Unhurried(tmp_path, 1, write_images=True, write_grads=True, update_freq="batch")
+    history = await train(board)
     found = read(tmp_path)
     for key in ("loss", "val_loss"):
         assert [step for step, _ in points(found, key)] == [0, 1, 2]
         assert [value for _, value in points(found, key)] == pytest.approx(history.history[key])
     assert [step for step, _ in points(found, "batch_loss")] == list(range(1, 19))
-    assert sorted(found.Tags()["histograms"]) == [
-        "dense/bias",
-        "dense/kernel",
-        "dense_1/bias",
-        "dense_1/kernel",
-    ]
-    assert [event.step for event in found.Histograms("dense/kernel")] == [0, 1, 2]
+    kinds = {
+        "dense": ["/bias", "/bias_grad", "/kernel", "/kernel_grad", "_out"],
+        "dense_1": ["/bias", "/bias_grad", "/kernel", "/kernel_grad", "_out"],
+        "activation": ["_out"],
+    }
+    tags = sorted(layer + kind for layer, all_kinds in kinds.items() for kind in all_kinds)
+    assert sorted(found.Tags()["histograms"]) == tags
+    for tag in tags:
+        assert [event.step for event in found.Histograms(tag)] == [0, 1, 2]
+    out = found.Histograms("activation_out")[0].histogram_value
+    assert (out.num, out.sum) == (16 * 3, pytest.approx(16.0))  # a softmax of each of the 16 samples
     assert [event.step for event in found.Images("dense_1/bias/image/0")] == [0, 1, 2]
     assert found.Tags()["graph"] is True
+    assert board.skipped == 0
+
+
+@pytest.mark.asyncio
+async def test_the_last_embeddings_saved_are_those_of_the_trained_model(tmp_path: Path) -> None:
+    model, x = embedding_model(), np.random.default_rng(0).integers(0, 4, (32, 2))
+    board = Unhurried(tmp_path, 1, embeddings_freq=1)
+    y = np.ones((32, 2))
+    await Trainer(model).fit(x, y, epochs=3, validation_data=(x, y), verbose=0, callbacks=[board])
+    config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert [e.tensor_name for e in config.embeddings] == [f"embedding.ckpt-{epoch}" for epoch in (2, 1, 0)]
+    last = np.fromfile(tmp_path / config.embeddings[0].tensor_path, "<f4").reshape(4, 3)
+    assert last.tolist() == model.get_weights()[0].tolist()
+    assert [event.step for event in read(tmp_path).Histograms("embedding_out")] == [0, 1, 2]
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_training_leaves_no_thread_and_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, gate = threading.Event(), threading.Event()
+    looks_inside = Sequential.activations
+
+    def slowly(model: Sequential, x: Any) -> Any:
+        began.set()
+        gate.wait()
+        return looks_inside(model, x)
+
+    monkeypatch.setattr(Sequential, "activations", slowly)
+    take, given = Run.snapshot_now, list[Any]()
+
+    def noted(run: Run, callback: Any, *, pooled: bool) -> Any:
+        given.append(take(run, callback, pooled=pooled))
+        return given[-1]
+
+    monkeypatch.setattr(Run, "snapshot_now", noted)
+    board = TensorBoard(tmp_path, 1)
+    training = asyncio.ensure_future(train(board, epochs=10**6))
+    await asyncio.to_thread(began.wait, 10)
+    training.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await training
+    assert not board._sideline.busy
+    assert given
+    assert all(snapshot.released for snapshot in given)
+    assert read(tmp_path).Histograms("dense_out")[0].step == 0
 
 
 @pytest.mark.asyncio
