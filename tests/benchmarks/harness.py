@@ -3,8 +3,8 @@
 Each contender (asynccb, a peer, the physical limit) lives in a fresh process of its own, whose number of BLAS
 threads is set before anything is imported, so that no framework's threads or memory stand beside another's.
 The contenders take turns: each is asked once a round, in an order that rotates. What is said is the median
-over the rounds with the least and the most of them, and ratios are taken within a round. One round before
-the first does not count.
+over the rounds with the least and the most of them, and ratios are taken within a round. One round before the
+first does not count.
 
 A benchmark is a module with ``measure(scale) -> Result`` and ``main(measure)`` at its end; nothing in it
 asserts a time.
@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
     from types import TracebackType
     from typing import Self
@@ -34,6 +36,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 PACKAGES = ("numpy", "h5py", "keras", "jax", "torch", "lightning", "pytorch-ignite", "orbax-checkpoint")
+NEEDED = ("asynccb", "numpy", "h5py")
 
 
 class Scale(NamedTuple):
@@ -67,13 +70,19 @@ class Figure:
 
     @property
     def verdict(self) -> str:
+        """Whether the target was met, or in how many of the rounds where they do not agree."""
         if self.target is None:
             return ""
-        return "met" if self.median <= self.target else "missed"
+        met = sum(value <= self.target for value in self.values)
+        if met in (0, len(self.values)):
+            return "met" if met else "missed"
+        return f"met in {met} of {len(self.values)}"
 
     def line(self) -> str:
         target = "" if self.target is None else f"<= {self.target:g}"
-        figures = "".join(f"{number(value):>10}" for value in (self.median, min(self.values), max(self.values)))
+        figures = "".join(
+            f"{number(value):>10}" for value in (self.median, min(self.values), max(self.values))
+        )
         return f"{self.what:62}{figures}  {self.unit:12}{target:>8}  {self.verdict}".rstrip()
 
 
@@ -129,7 +138,7 @@ class Contender:
     Args:
         name: how it is called in tables.
         setup: called in the process; imports what it needs, and answers the function that each call runs. An
-            ImportError means that the contender is not installed.
+            ImportError means that the peer is not installed.
         arguments: of ``setup``.
         threads: of BLAS, torch and XLA.
 
@@ -143,8 +152,8 @@ class Contender:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, setup, arguments), daemon=True)
-        os.environ.update(_environment(threads))  # a spawned process is born with ours
-        self._process.start()
+        with _environ(environment(threads)):  # a spawned process is born with ours
+            self._process.start()
         other.close()
         self.missing = self._answer()
 
@@ -158,6 +167,7 @@ class Contender:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._process.close()
 
     def _answer(self) -> Any:
         try:
@@ -195,7 +205,7 @@ class Contenders:
     def __contains__(self, name: str) -> bool:
         return name in self._there
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._there)
 
     def __enter__(self) -> Self:
@@ -208,7 +218,8 @@ class Contenders:
             contender.close()
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
+    """Variables that numpy's BLAS, torch, JAX and Keras read as they are imported."""
     one = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false"
     return {
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
@@ -217,6 +228,17 @@ def _environment(threads: int) -> dict[str, str]:
         "KERAS_BACKEND": "jax",
         "JAX_PLATFORMS": "cpu",
     }
+
+
+@contextmanager
+def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _serve(pipe: Connection, setup: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -228,7 +250,8 @@ def _serve(pipe: Connection, setup: Callable[..., Any], arguments: tuple[Any, ..
         run = setup(*arguments)
         pipe.send((True, None))
     except ImportError as error:
-        pipe.send((True, error.name or str(error)))
+        missing = error.name or str(error)
+        pipe.send((missing not in NEEDED, f"needs {missing}"))
         return
     except BaseException:
         pipe.send((False, traceback.format_exc()))
@@ -247,14 +270,14 @@ def _serve(pipe: Connection, setup: Callable[..., Any], arguments: tuple[Any, ..
 # Rounds -----------------------------------------------------------------------------------------------------
 
 
-def alternate(rows: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
+def alternate(rows: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool = True) -> dict[K, list[T]]:
     """Asks every row once a round, first another one each time, after a round that does not count."""
     names, figures = list(rows), {name: list[T]() for name in rows}
-    for number_of_round in range(rounds + 1):
-        first = number_of_round % len(names)
+    for turn in range(-1 if warm_up else 0, rounds):
+        first = turn % len(names)
         for name in names[first:] + names[:first]:
             answer = rows[name]()
-            if number_of_round:
+            if turn >= 0:
                 figures[name].append(answer)
     return figures
 
@@ -264,7 +287,8 @@ def minus(left: Sequence[float], right: Sequence[float]) -> list[float]:
 
 
 def over(left: Sequence[float], right: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(left, right, strict=True)]
+    """Ratios; infinite where what is divided by got lost in the noise, so that no target is met by that."""
+    return [a / b if b > 0 else math.inf for a, b in zip(left, right, strict=True)]
 
 
 def percent_more(left: Sequence[float], right: Sequence[float]) -> list[float]:

@@ -3,19 +3,20 @@
     python tests/benchmarks/imports.py [--rounds 5]
 
 Each import happens in a fresh interpreter; what is said is its wall time less that of an interpreter that
-imports nothing. Files are in the page cache and compiled: the first round does not count. Where asynccb misses
-its target, the modules that take longest are named, as ``python -X importtime`` tells them.
+imports nothing. Files are in the page cache and compiled: the first round does not count. Where asynccb
+misses its target, the modules that take longest are named, as ``python -X importtime`` tells them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from harness import Result, Scale, alternate, main, minus
+from harness import Result, Scale, alternate, environment, main, minus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TARGET = 80.0  # ms over numpy
 OURS = ("numpy", "asynccb")
 PEERS = ("ignite.engine", "keras", "torch", "lightning")
+ENVIRONMENT = {**os.environ, **environment(1)}
 
 
 def _import(module: str) -> Callable[[], float]:
@@ -30,7 +32,7 @@ def _import(module: str) -> Callable[[], float]:
 
     def run() -> float:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT)
         return (time.perf_counter() - began) * 1e3
 
     return run
@@ -38,13 +40,16 @@ def _import(module: str) -> Callable[[], float]:
 
 def _there(module: str) -> bool:
     code = f"import {module}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, env=ENVIRONMENT).returncode == 0
 
 
 def _longest(count: int = 8) -> list[str]:
     """The modules that take longest themselves, without what they import."""
     told = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import asynccb"], check=True, capture_output=True, text=True
+        [sys.executable, "-X", "importtime", "-c", "import asynccb"],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stderr
     times = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", told)
     worst = sorted(((int(own), name) for own, name in times), reverse=True)[:count]
