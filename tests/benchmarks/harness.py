@@ -20,6 +20,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -282,6 +283,19 @@ def alternate(rows: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: bool =
     return figures
 
 
+class Took(NamedTuple):
+    """Seconds by the clock, and of processor time of all threads together."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def by(cls, work: Callable[[], Any]) -> Took:
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        return cls(time.perf_counter() - wall, time.process_time() - cpu)
+
+
 def minus(left: Sequence[float], right: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(left, right, strict=True)]
 
@@ -289,10 +303,6 @@ def minus(left: Sequence[float], right: Sequence[float]) -> list[float]:
 def over(left: Sequence[float], right: Sequence[float]) -> list[float]:
     """Ratios; infinite where what is divided by got lost in the noise, so that no target is met by that."""
     return [a / b if b > 0 else math.inf for a, b in zip(left, right, strict=True)]
-
-
-def percent_more(left: Sequence[float], right: Sequence[float]) -> list[float]:
-    return [(a / b - 1) * 100 for a, b in zip(left, right, strict=True)]
 
 
 # The command line -------------------------------------------------------------------------------------------

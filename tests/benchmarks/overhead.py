@@ -25,10 +25,10 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from harness import Contenders, Result, Scale, alternate, main, minus, over, percent_more
+from harness import Contenders, Result, Scale, Took, alternate, main, minus, over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CALLBACKS = 8
 BATCH, SAMPLES, EPOCHS = 128, 12_800, 60
@@ -37,6 +37,11 @@ BATCHES = {"0": (3_000, 15_000), "20 us": (1_000, 16_000), "500 us": (100, 1_100
 """Two numbers of batches for each step, between which the slope is taken."""
 NUMPY = (500, 4_500)
 SHORT = {"0": (300, 1_300), "20 us": (100, 600), "500 us": (10, 60), "5 ms": (2, 8)}
+COMPARED = (("step 0", "wall"), ("step 0", "cpu"), ("step 20 us", "cpu"))
+SHARED = {("step 500 us", "wall"): None, ("step 5 ms", "wall"): 0.5, ("numpy Sequential", "wall"): None}
+"""What is said as a part of the bare loop, with its target."""
+STEPS = {"step 500 us": (500, None), "step 5 ms": (5_000, 0.5)}
+"""Microseconds of a step, of which processor time is a part, and the target of inline hooks."""
 SLOWER = 5
 """Ignite and Lightning take so many fewer of the batches that take no time: their own time is far longer."""
 
@@ -69,7 +74,7 @@ def model_and_data() -> tuple[Any, Any, Any]:
     return model, x, np.eye(10, dtype=np.float32)[generator.integers(0, 10, SAMPLES)]
 
 
-def ours() -> Callable[[str, str, int], float]:
+def ours() -> Callable[[str, str, int], Took]:
     import numpy as np
 
     from asynccb import Callback, Trainer
@@ -105,7 +110,7 @@ def ours() -> Callable[[str, str, int], float]:
     steps = {name: step_of(name) for name in BATCHES}
     network, inputs, targets = model_and_data()
 
-    def run(step: str, kind: str, batches: int) -> float:
+    def run(step: str, kind: str, batches: int) -> Took:
         made = kinds[kind]
         callbacks = [made() for _ in range(CALLBACKS)] if made else []
         if step == "numpy":
@@ -115,9 +120,7 @@ def ours() -> Callable[[str, str, int], float]:
             x = np.zeros((batches, 1))
             trainer = Trainer(Stepping(steps[step]), seed=1)
             fit = trainer.fit(x, batch_size=1, shuffle=False, verbose=0, callbacks=callbacks)
-        began = time.perf_counter()
-        asyncio.run(fit)
-        return time.perf_counter() - began
+        return Took.by(lambda: asyncio.run(fit))
 
     return run
 
@@ -183,7 +186,7 @@ def our_loops() -> Callable[[str, int], float]:
 # Peers ------------------------------------------------------------------------------------------------------
 
 
-def keras() -> Callable[[str, str, int], float]:
+def keras() -> Callable[[str, str, int], Took]:
     import keras
 
     class Plain(keras.callbacks.Callback):  # type: ignore[misc]
@@ -199,28 +202,32 @@ def keras() -> Callable[[str, str, int], float]:
     kinds = {"none": None, "inline": Plain, "async_safe": Safe}
     steps = {name: step_of(name) for name in BATCHES}
 
-    def run(step: str, kind: str, batches: int) -> float:
+    def run(step: str, kind: str, batches: int) -> Took:
         made, compute = kinds[kind], steps[step]
-        began = time.perf_counter()
-        if made is None:
+
+        def bare() -> None:
             for _ in range(batches):
                 compute()
-            return time.perf_counter() - began
+
+        def hooked() -> None:
+            hooks.on_train_begin()
+            hooks.on_epoch_begin(0)
+            for batch in range(batches):
+                hooks.on_train_batch_begin(batch)
+                compute()
+                hooks.on_train_batch_end(batch, {"loss": 1.0})
+            hooks.on_epoch_end(0)
+            hooks.on_train_end()
+
+        if made is None:
+            return Took.by(bare)
         hooks = keras.callbacks.CallbackList([made() for _ in range(CALLBACKS)])
-        hooks.on_train_begin()
-        hooks.on_epoch_begin(0)
-        for batch in range(batches):
-            hooks.on_train_batch_begin(batch)
-            compute()
-            hooks.on_train_batch_end(batch, {"loss": 1.0})
-        hooks.on_epoch_end(0)
-        hooks.on_train_end()
-        return time.perf_counter() - began
+        return Took.by(hooked)
 
     return run
 
 
-def ignite() -> Callable[[str, str, int], float]:
+def ignite() -> Callable[[str, str, int], Took]:
     from ignite.engine import Engine, Events
 
     steps = {name: step_of(name) for name in BATCHES}
@@ -228,21 +235,19 @@ def ignite() -> Callable[[str, str, int], float]:
     def hook(engine: Any) -> None:
         pass
 
-    def run(step: str, kind: str, batches: int) -> float:
+    def run(step: str, kind: str, batches: int) -> Took:
         compute = steps[step]
         engine = Engine(lambda engine, batch: compute())
         for _ in range(CALLBACKS if kind == "inline" else 0):
             engine.add_event_handler(Events.ITERATION_STARTED, hook)
             engine.add_event_handler(Events.ITERATION_COMPLETED, hook)
         data = [0] * batches
-        began = time.perf_counter()
-        engine.run(data, max_epochs=1)
-        return time.perf_counter() - began
+        return Took.by(lambda: engine.run(data, max_epochs=1))
 
     return run
 
 
-def lightning() -> Callable[[str, str, int], float]:
+def lightning() -> Callable[[str, str, int], Took]:
     import lightning
     import torch
 
@@ -259,6 +264,18 @@ def lightning() -> Callable[[str, str, int], float]:
         def configure_optimizers(self) -> None:
             return None
 
+    class Loader:
+        """The cheapest loader there is; a list would be taken for many loaders."""
+
+        def __init__(self, batches: int) -> None:
+            self._batches = [torch.zeros(1)] * batches
+
+        def __len__(self) -> int:
+            return len(self._batches)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self._batches)
+
     class Plain(lightning.Callback):  # type: ignore[misc]
         def on_train_batch_start(self, *given: Any) -> None:
             pass
@@ -268,7 +285,7 @@ def lightning() -> Callable[[str, str, int], float]:
 
     steps = {name: step_of(name) for name in BATCHES}
 
-    def run(step: str, kind: str, batches: int) -> float:
+    def run(step: str, kind: str, batches: int) -> Took:
         trainer = lightning.Trainer(
             max_epochs=1,
             accelerator="cpu",
@@ -278,10 +295,8 @@ def lightning() -> Callable[[str, str, int], float]:
             enable_model_summary=False,
             callbacks=[Plain() for _ in range(CALLBACKS if kind == "inline" else 0)],
         )
-        model, data = Stepping(steps[step]), [torch.zeros(1)] * batches
-        began = time.perf_counter()
-        trainer.fit(model, data)
-        return time.perf_counter() - began
+        model, data = Stepping(steps[step]), Loader(batches)
+        return Took.by(lambda: trainer.fit(model, data))
 
     return run
 
@@ -330,52 +345,49 @@ def _measure_callbacks(result: Result, scale: Scale, there: Contenders, step: st
     if step != "numpy":
         contenders |= {name: ("none", *kinds) for name, (_, kinds) in PEERS.items() if name in there}
     rows = {
-        f"{name}, {kind}": lambda name=name, kind=kind: (
-            _slope(there, name, step, kind, quick=scale.quick) * 1e6
-        )
+        (name, kind): lambda name=name, kind=kind: _slope(there, name, step, kind, quick=scale.quick)
         for name, kinds in contenders.items()
         for kind in kinds
     }
     figures = alternate(rows, scale.rounds)
     title = "numpy Sequential" if step == "numpy" else f"step {step}"
-    bare = figures["asynccb, none"]
-    result.detail(f"{title}: asynccb without callbacks", bare, "us")
-    costs = {}
-    for name, kinds in contenders.items():
-        for kind in kinds[1:]:
-            costs[name, kind] = minus(figures[f"{name}, {kind}"], figures[f"{name}, none"])
-            result.detail(f"{title}: 8 callbacks, {name}, {kind}", costs[name, kind], "us")
-    if step == "0":
+    for clock in Took._fields:
+        told = {key: [getattr(took, clock) * 1e6 for took in rounds] for key, rounds in figures.items()}
+        _say(result, title, clock, told)
+
+
+def _say(result: Result, title: str, clock: str, told: dict[tuple[str, str], list[float]]) -> None:
+    bare = told["asynccb", "none"]
+    costs: dict[tuple[str, str], list[float]] = {}
+    for (name, kind), values in told.items():
+        if kind == "none":
+            result.detail(f"{title}, {clock}: {name} without callbacks", values, "us")
+        else:
+            costs[name, kind] = minus(values, told[name, "none"])
+            result.detail(f"{title}, {clock}: 8 callbacks, {name}, {kind}", costs[name, kind], "us")
+    if title == "step 0" and clock == "wall":
         result.claim("bare loop, a model that does nothing", bare, "us", 5)
-        _claim_against_peers(result, costs, title, {"inline": 0.35, "async": 1.0})
-    elif step == "20 us":
-        _claim_against_peers(result, costs, title, {"inline": 0.35, "async": 1.0})
-    else:
-        for kind in ("inline", "async"):
-            share = percent_more(figures[f"asynccb, {kind}"], bare)
-            result.claim(f"{title}: 8 callbacks, {kind}", share, "% of bare", 0.5 if step == "5 ms" else None)
+    for kind, against in (("inline", 0.35), ("async", 1.0)):
+        keras = costs.get(("Keras", "inline"))
+        if keras and (title, clock) in COMPARED:
+            ratio = over(costs["asynccb", kind], keras)
+            result.claim(f"{title}, {clock}: 8 callbacks, {kind} / Keras, inline", ratio, "x", against)
+        if (title, clock) in SHARED:
+            share = [cost / whole * 100 for cost, whole in zip(costs["asynccb", kind], bare, strict=True)]
+            result.claim(f"{title}, {clock}: 8 callbacks, {kind}", share, "% of bare", SHARED[title, clock])
+    if clock == "cpu" and title in STEPS:
+        # No less than the wait that it can cause; for inline hooks, which have one thread, the very same.
+        for kind, target in (("inline", STEPS[title][1]), ("async", None)):
+            share = [cost / STEPS[title][0] * 100 for cost in costs["asynccb", kind]]
+            result.claim(f"{title}, cpu: 8 callbacks, {kind}", share, "% of step", target)
 
 
-def _claim_against_peers(
-    result: Result, costs: dict[tuple[str, str], list[float]], title: str, targets: dict[str, float]
-) -> None:
-    for kind, target in targets.items():
-        for name, peer_kind in costs:
-            if name != "asynccb":
-                ratio = over(costs["asynccb", kind], costs[name, peer_kind])
-                what = f"{title}: 8 callbacks, {kind} / {name}, {peer_kind}"
-                if (name, peer_kind) == ("Keras", "inline"):
-                    result.claim(what, ratio, "x", target)
-                else:
-                    result.detail(what, ratio, "x")
-
-
-def _slope(there: Contenders, name: str, step: str, kind: str, *, quick: bool) -> float:
+def _slope(there: Contenders, name: str, step: str, kind: str, *, quick: bool) -> Took:
     few, many = NUMPY if step == "numpy" else (SHORT if quick else BATCHES)[step]
     if name in ("Ignite", "Lightning") and step in ("0", "20 us"):
         few, many = few // SLOWER, many // SLOWER
-    contender = there[name]
-    return (contender(step, kind, many) - contender(step, kind, few)) / (many - few)
+    short, long = there[name](step, kind, few), there[name](step, kind, many)
+    return Took(*((more - less) / (many - few) for less, more in zip(short, long, strict=True)))
 
 
 if __name__ == "__main__":
