@@ -74,6 +74,8 @@ class Figure:
         """Whether the target was met, or in how many of the rounds where they do not agree."""
         if self.target is None:
             return ""
+        if math.isinf(self.median):
+            return "lost in the noise"
         met = sum(value <= self.target for value in self.values)
         if met in (0, len(self.values)):
             return "met" if met else "missed"

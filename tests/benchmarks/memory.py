@@ -1,13 +1,12 @@
-"""How much memory saves take: the peak during saves over the peak before the first one, by the size of the
-state.
+"""How much memory saves take: the peak during saves over the peak before them, by the size of the state.
 
     python tests/benchmarks/memory.py [--rounds 5]
 
 256 MB of weights in 200 tensors. A fresh process trains without saving, notes the peak of that (VmHWM), and
 trains on with saves; what the peak has grown by is divided by the state. "apart": each file is written before
-the next save, so that one snapshot lives at a time. "at once": a save follows when the one before is still
-being written, so that a second snapshot is in flight (asynccb alone: its peers queue without a bound, or
-wait). Every figure is a process of its own, so that rounds are few. Linux only.
+the next save, so that one snapshot lives at a time. "at once": a save after every step, so that a second
+snapshot is always in flight (asynccb alone: its peers queue without a bound, or wait). Every figure is a
+process of its own, so that rounds are few. Linux only.
 """
 
 from __future__ import annotations
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
 STATE = Job(256, 200, 2)
 SMALL = Job(40, 10, 2)
 MOST_ROUNDS = 2
-SAVES = 3
-APART, AT_ONCE = 20, 3
-"""Steps between two saves: enough to write a file, and too few."""
+STEPS = 5
+"""Without a save."""
+WAYS = {"apart": (20, 3), "at once": (1, 8)}
+"""Steps from one save to the next, enough to write a file or as few as can be, and how many saves."""
 
 
 def peak() -> int:
@@ -47,17 +47,17 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
 
-def watched(name: str, job: Job, folder: str) -> Callable[[int], float]:
-    """Call it once, with the steps from one save to the next; it answers bytes."""
+def watched(name: str, job: Job, folder: str) -> Callable[[int, int], float]:
+    """Call it once, with the steps from one save to the next and the number of saves; it answers bytes."""
     train = trains(name, job, folder)
 
-    def run(every: int) -> float:
+    def run(every: int, saves: int) -> float:
         train(2, 0)  # what is made once is made
         forget_peak()
-        train(every, 0)
+        train(STEPS, 0)
         before = peak()
         forget_peak()
-        train(SAVES * every, every)
+        train(saves * every, every)
         return peak() - before
 
     return run
@@ -69,9 +69,9 @@ def measure(scale: Scale) -> Result:
     growth: dict[str, list[float]] = {}
     for _ in range(min(scale.rounds, MOST_ROUNDS)):
         for name in ("asynccb", "copyto", "h5py inline", *(PEERS if scale.peers else ())):
-            for way, every in (("apart", APART), ("at once", AT_ONCE)):
+            for way, asked in WAYS.items():
                 if way == "apart" or name == "asynccb":
-                    found = _growth(result, name, job, every)
+                    found = _growth(result, name, job, asked)
                     growth.setdefault(f"{name}, {way}", []).extend(found)
     for what, values in growth.items():
         if values:
@@ -80,12 +80,12 @@ def measure(scale: Scale) -> Result:
     return result
 
 
-def _growth(result: Result, name: str, job: Job, every: int) -> list[float]:
+def _growth(result: Result, name: str, job: Job, asked: tuple[int, int]) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         contender = Contender(name, watched, name, job, folder)
         try:
             if contender.missing is None:
-                return [contender(every) / (job.megabytes * 2**20)]
+                return [contender(*asked) / (job.megabytes * 2**20)]
         finally:
             contender.close()
     if f"{name} ({contender.missing})" not in result.left_out:

@@ -60,6 +60,14 @@ def test_stall_counts_nothing_where_nothing_is_saved_even_if_the_machine_drifts(
     assert drifting == pytest.approx([-0.016] * 3)  # window² of it, not the drift since the beginning
 
 
+def test_a_typical_stall_leaves_out_what_the_machine_did_to_one_save(stall: Any) -> None:
+    window, saves = 4, 3
+    every_save = {8: 2.0, 16: 2.0, 24: 2.0, 32: 2.0}
+    told = ended(stall.steps_in(window, saves), {**every_save, 18: 40.0, 29: 30.0})
+    assert stall.typical([told], window) == pytest.approx(2.0)
+    assert sorted(stall.stalls(told, window)) == pytest.approx([-28.0, 2.0, 42.0])
+
+
 def test_rounds_rotate_and_the_warm_up_does_not_count(harness: Any) -> None:
     asked: list[str] = []
 
@@ -79,7 +87,7 @@ def test_a_verdict_says_where_the_rounds_do_not_agree(harness: Any) -> None:
 
 
 def test_a_ratio_over_what_got_lost_in_the_noise_meets_no_target(harness: Any) -> None:
-    assert harness.Figure("", harness.over([1.0], [-0.5]), "x", 1.0).verdict == "missed"
+    assert harness.Figure("", harness.over([1.0], [-0.5]), "x", 1.0).verdict == "lost in the noise"
 
 
 def test_a_contender_has_its_own_number_of_threads_and_leaves_ours_alone(harness: Any) -> None:
