@@ -4,14 +4,14 @@ and ``memory``.
 All train the same network, a row of square linear layers whose weights are the whole state (plain gradient
 descent keeps none beside them), or an embedding with one layer behind it, and all save after the same
 batches. A training answers when each of its batches had ended; what a batch paid for a save is therefore in
-the batches that follow. What each one writes, and whether it is on the disk when the save is done (fsync):
+the batches that follow. What each one writes, and whether it is on the disk when the save is done (calls of fsync, counted):
 
 ================  ==============================================================================  =====
 asynccb           ``ModelCheckpoint(save_freq=...)``: HDF5, atomic                                  yes
 h5py inline       the same weights, a dataset each, in an inline hook of the same training           no
 copyto            the limit: an inline hook copies tensor by tensor into warm buffers; no file       no
 Keras             ``ModelCheckpoint(save_freq=..., save_weights_only=True)``: ``.weights.h5``        no
-Orbax             ``StandardCheckpointer`` (it is the asynchronous one), jitted, donated steps        no
+Orbax             ``StandardCheckpointer`` (it is the asynchronous one), jitted, donated steps       yes
 DCP               torch ``async_save``, default stager, files synced by default                     yes
 DCP gated         the same with a kept stager that copies on a thread into reused memory, waited
                   for before ``optimizer.step()``                                                   yes

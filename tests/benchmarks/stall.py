@@ -12,8 +12,8 @@ The gate wait is what the training itself says that it waited for a copy or for 
 
 Limit: ``copyto`` of every tensor into warm buffers, in an inline hook of the same training at the same
 batches, timed by itself. One BLAS thread: one of two cores is free for the copy and the file. Two: the
-training uses both. What each contender does at a save stands in ``savers.py``. asynccb and DCP have the file
-on the disk (fsync) when a save is done, which the others do not.
+training uses both. What each contender does at a save stands in ``savers.py``. asynccb, Orbax and DCP
+have the file on the disk (fsync) when a save is done, which the others do not.
 """
 
 from __future__ import annotations
