@@ -55,13 +55,14 @@ def ours(batches: int) -> Callable[[str, int], dict[str, float]]:
         nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
 
     class Clock(Callback):
-        begun = ended = 0.0
+        begun = ended = cpu = spent = 0.0
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.begun = self.begun or time.perf_counter()
+            if not self.begun:
+                self.begun, self.cpu = time.perf_counter(), time.process_time()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.ended = time.perf_counter()
+            self.ended, self.spent = time.perf_counter(), time.process_time() - self.cpu
 
     class Slow(Callback):
         mailbox_size = 16
@@ -117,6 +118,7 @@ def ours(batches: int) -> Callable[[str, int], dict[str, float]]:
         over_at = time.perf_counter()
         return {
             "training": clock.ended - clock.begun,
+            "cpu": clock.spent,
             "drain": over_at - clock.ended,
             "trained": steps,
             "raised": raised,
@@ -218,6 +220,9 @@ def _say(result: Result, figures: dict[tuple[str, str], list[dict[str, float]]])
     drains = minus(of("asynccb", "slow, latest", "drain"), of("asynccb", "bare", "drain"))
     result.detail("async hook sleeps 50 ms, latest: drain at the end", drains, "s")
     result.claim("async hook sleeps 50 ms, wait: at its pace", over(of("asynccb", "slow, wait"), few), "x")
+    for trouble in ("dead server", "slow, latest", "raising, warn", "raising, disable"):
+        cpu = over(of("asynccb", trouble, "cpu"), of("asynccb", "bare", "cpu"))
+        result.detail(f"asynccb, {trouble}: processor time of all threads / bare", cpu, "x")
     lost = minus(of("asynccb", "slow, wait", "trained"), of("asynccb", "slow, wait", "called"))
     result.claim("async hook sleeps 50 ms, wait: batches it missed", lost, "", 0)
     for name in ("Keras", "Ignite"):

@@ -4,7 +4,8 @@ and ``memory``.
 All train the same network, a row of square linear layers whose weights are the whole state (plain gradient
 descent keeps none beside them), or an embedding with one layer behind it, and all save after the same
 batches. A training answers when each of its batches had ended; what a batch paid for a save is therefore in
-the batches that follow. What each one writes, and whether it is on the disk when the save is done (calls of fsync, counted):
+the batches that follow. What each one writes, and whether it is on the disk when the save is done (its calls
+of fsync were counted):
 
 ================  ==============================================================================  =====
 asynccb           ``ModelCheckpoint(save_freq=...)``: HDF5, atomic                                  yes
