@@ -1,0 +1,137 @@
+"""The benchmarks' arithmetic, and that each of them still runs. Nothing here is about how long it took."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tracker_of_processes() -> None:
+    """Python's own, started with the first process and kept to the end: no test has left it behind."""
+    resource_tracker.ensure_running()
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(HERE))
+    import harness
+
+    return harness
+
+
+@pytest.fixture
+def stall(harness: Any) -> Any:
+    import stall
+
+    return stall
+
+
+def ended(steps: int, slow: dict[int, float], drift: float = 0.0) -> list[float]:
+    """When each batch had ended: a second each, longer by ``slow``, and each by ``drift`` than before."""
+    now, found = 0.0, []
+    for step in range(steps):
+        now += 1.0 + slow.get(step, 0.0) + drift * step
+        found.append(now)
+    return found
+
+
+def test_stall_counts_what_a_save_costs_in_any_batch_of_its_window(stall: Any) -> None:
+    window, saves = 4, 2
+    # Saves after the batches 7 (left out), 15 and 23; one costs at once, one three batches later.
+    told = ended(stall.steps_in(window, saves), {8: 50.0, 16: 3.0, 26: 5.0})
+    assert stall.stalls(told, window) == pytest.approx([3.0, 5.0])
+
+
+def test_stall_counts_nothing_where_nothing_is_saved_even_if_the_machine_drifts(stall: Any) -> None:
+    window = 4
+    assert stall.stalls(ended(stall.steps_in(window, 3), {}), window) == pytest.approx([0.0] * 3)
+    drifting = stall.stalls(ended(stall.steps_in(window, 3), {}, drift=0.001), window)
+    assert drifting == pytest.approx([-0.016] * 3)  # window² of it, not the drift since the beginning
+
+
+def test_a_typical_stall_leaves_out_what_the_machine_did_to_one_save(stall: Any) -> None:
+    window, saves = 4, 3
+    every_save = {8: 2.0, 16: 2.0, 24: 2.0, 32: 2.0}
+    told = ended(stall.steps_in(window, saves), {**every_save, 18: 40.0, 29: 30.0})
+    assert stall.typical([told], window) == pytest.approx(2.0)
+    assert sorted(stall.stalls(told, window)) == pytest.approx([-28.0, 2.0, 42.0])
+
+
+def test_rounds_rotate_and_the_warm_up_does_not_count(harness: Any) -> None:
+    asked: list[str] = []
+
+    def row(name: str) -> Any:
+        return lambda: asked.append(name) or len(asked)
+
+    figures = harness.alternate({"a": row("a"), "b": row("b")}, rounds=2)
+    assert asked == ["b", "a", "a", "b", "b", "a"]
+    assert figures == {"a": [3, 6], "b": [4, 5]}
+
+
+def test_a_verdict_says_where_the_rounds_do_not_agree(harness: Any) -> None:
+    verdicts = [
+        harness.Figure("", values, "x", 1.0).verdict for values in ([0.5, 1.0], [1.1, 2], [0.5, 1.5, 2])
+    ]
+    assert verdicts == ["met", "missed", "met in 1 of 3"]
+
+
+def test_a_ratio_over_what_got_lost_in_the_noise_meets_no_target(harness: Any) -> None:
+    assert harness.Figure("", harness.over([1.0], [-0.5]), "x", 1.0).verdict == "lost in the noise"
+
+
+def test_a_contender_has_its_own_number_of_threads_and_leaves_ours_alone(harness: Any) -> None:
+    before = dict(os.environ)
+    contender = harness.Contender("threads", functools.partial, os.getenv, threads=3)
+    try:
+        assert contender("OMP_NUM_THREADS") == "3"
+    finally:
+        contender.close()
+    assert dict(os.environ) == before
+
+
+def test_a_peer_that_is_not_installed_is_named_and_one_that_fails_says_why(harness: Any) -> None:
+    import importlib
+
+    with harness.Contenders() as there:
+        there.add("a peer", importlib.import_module, "no_such_peer")
+        there.add("int", functools.partial, int)
+        assert there.missing == ["a peer (needs no_such_peer)"]
+        assert list(there) == ["int"]
+        with pytest.raises(RuntimeError, match="ValueError: invalid literal"):
+            there["int"]("not a number")
+        assert there["int"]("7") == 7
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_every_benchmark_runs_and_loses_no_event(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(HERE / "run.py"), "--quick", "--no-peers", "--json", str(file)]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    claims = {
+        claim["what"]: claim["values"]
+        for result in json.loads(file.read_text())["results"]
+        for claim in result["claims"]
+    }
+    assert claims["async hook sleeps 50 ms, wait: batches it missed"] == [0]
+    assert claims["async hook raises, raise: fits that did not raise CallbackError"] == [0]
+    wanted = (
+        "import asynccb",
+        "bare loop",
+        "loop busy",
+        "asynccb: everything on",
+        "gate wait",
+        "peak during",
+    )
+    assert [part for part in wanted if not any(part in what for what in claims)] == []
