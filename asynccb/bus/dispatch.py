@@ -249,7 +249,8 @@ class Dispatcher:
         is."""
         if self._silent:
             return None
-        run, deliver = self._inline_hooks(kind.hook), self._delivery(kind)
+        deliver = self._delivery(kind)
+        run = self._inline_hooks(kind.hook, numbers=deliver is None)
         if run is None or deliver is None:
             return run or deliver
 
@@ -259,13 +260,18 @@ class Dispatcher:
 
         return emit
 
-    def _inline_hooks(self, hook_name: str) -> Emitter:
-        """Runs the inline hooks of a batch event; every lookup that can be done beforehand is done here."""
+    def _inline_hooks(self, hook_name: str, *, numbers: bool) -> Emitter:
+        """Runs the inline hooks of a batch event; every lookup that can be done beforehand is done here.
+
+        Args:
+            hook_name: of the hooks.
+            numbers: whether to take the event's number: nobody delivers it.
+        """
         inline = self._inline[hook_name]
         if not inline:
             return None
         keep_work, snapshots, gate = self._keep_work, self._snapshots, self._gate
-        clock = self.clock
+        clock, skip = self.clock, self.skip if numbers else None
         changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
 
         def run(index: int, logs: Logs, epoch: int, step: int) -> None:
@@ -292,6 +298,8 @@ class Dispatcher:
                     snapshots.forget()
             if sampled:
                 clock.end(hook_name, index, step)
+            if skip is not None:
+                skip()
 
         return run
 
