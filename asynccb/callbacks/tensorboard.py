@@ -54,10 +54,10 @@ class TensorBoard(Callback):
     weight, tagged with its name (``dense/kernel``); of each layer's outputs (``dense_out``) and, with
     ``write_grads``, of each weight's gradients (``dense/kernel_grad``). The last two are computed anew on a
     copy of the model, over the first 256 samples of the validation data, or those of them that make up
-    16 MiB, ``batch_size`` samples at a time; a gradient is that of one such chunk, and all are counted.
-    Without validation data, with data that are no arrays, and for models without ``activations()`` and
-    ``gradients()``, there are those of weights only, and one RuntimeWarning. Images: of the weights
-    (``dense/kernel/image/0``).
+    16 MiB, ``batch_size`` samples at a time (more, where all their outputs have not over 4 MiB); a gradient
+    is that of ``batch_size`` samples, and all are counted. Without validation data, with data that are no
+    arrays, and for models without ``activations()`` and ``gradients()``, there are those of weights only, and
+    one RuntimeWarning. Images: of the weights (``dense/kernel/image/0``).
 
     Embeddings, every ``embeddings_freq`` epochs: the tables of the layers, for the projector. Each save is a
     tensor of its own there, ``<layer>.ckpt-<0-based epoch>``; the last five are kept. A folder has one
@@ -86,7 +86,7 @@ class TensorBoard(Callback):
         embeddings_metadata: a file for all these layers, or a dict from layer to file; a file has a line for
             each row of the table. Looked up in ``log_dir``, else from the working folder; copied where the
             projector could not reach it. Default None.
-        batch_size: samples that activations and gradients are computed for at a time. Default 32.
+        batch_size: samples that a gradient is computed over, and activations at a time. Default 32.
         update_freq: ``"epoch"`` (default), ``"batch"``, or a number n: the logs of every n-th batch too,
             tagged ``batch_<key>``, at the count of batches trained. They reach the disk about once a second
             and at the end of each epoch.

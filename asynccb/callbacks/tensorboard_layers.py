@@ -26,6 +26,9 @@ SAMPLES = 256
 """Samples that activations and gradients are looked at over."""
 BYTES = 16 * 2**20
 """Bytes of those samples."""
+OUTPUTS = 4 * 2**20
+"""Bytes of all layers' outputs that are computed at a time, where one chunk has not more. Few large arrays
+give the interpreter lock away, and take it from the training, less often than many small ones."""
 
 
 class Part:
@@ -38,13 +41,17 @@ class Part:
     """
 
     def __init__(self, data: Sequence[Any], size: int, chunk: int) -> None:
-        self.size = size
-        self._data, self._chunk = data, chunk
+        self.size, self.chunk = size, chunk
+        self._data = data
+
+    def rows(self, begin: int, end: int) -> list[Any]:
+        """The samples from ``begin`` on, up to ``end`` or the end of the part."""
+        rows = slice(begin, min(end, self.size))
+        return [_rows(data, rows) for data in self._data]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for start in range(0, self.size, self._chunk):
-            rows = slice(start, min(start + self._chunk, self.size))
-            yield [_rows(data, rows) for data in self._data]
+        for begin in range(0, self.size, self.chunk):
+            yield self.rows(begin, begin + self.chunk)
 
 
 def first_part(validation_data: Any, chunk: int) -> Part | None:
@@ -91,8 +98,7 @@ def activations(
     step: int, wall_time: float, model: Any, part: Part, go_on: Callable[[], bool]
 ) -> Iterator[bytes]:
     """One histogram of each layer's outputs over all samples of the part, tagged ``<layer>_out``."""
-    outputs = (model.activations(x) for x, _, _ in part)
-    yield from _merged(step, wall_time, outputs, "_out", go_on)
+    yield from _merged(step, wall_time, _outputs(model, part), "_out", go_on)
 
 
 def gradients(
@@ -101,6 +107,16 @@ def gradients(
     """One histogram of each weight's gradients, those of every chunk counted, tagged ``<weight>_grad``."""
     found = (model.gradients(x, y, sample_weight) for x, y, sample_weight in part)
     yield from _merged(step, wall_time, found, "_grad", go_on)
+
+
+def _outputs(model: Any, part: Part) -> Iterator[Mapping[str, Array]]:
+    begin, count = 0, part.chunk
+    while begin < part.size:
+        arrays = model.activations(part.rows(begin, begin + count)[0])
+        yield arrays
+        each = sum(array.nbytes for array in arrays.values()) // min(count, part.size - begin)
+        begin += count
+        count = max(part.chunk, OUTPUTS // max(1, each))
 
 
 def _merged(

@@ -143,11 +143,36 @@ def test_gradients_are_those_of_each_chunk_merged() -> None:
         assert histogram.sum == pytest.approx(numbers.sum(dtype=float))
 
 
-def test_the_pass_ends_where_it_is_no_longer_wanted() -> None:
-    looked_at = model()
-    part = first_part((X, Y), 10)
+class Counts:
+    """A model whose outputs are 8 bytes a sample; the sizes of the chunks that it saw."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def activations(self, x: Any) -> dict[str, Any]:
+        self.sizes.append(len(x))
+        return {"a": np.zeros((len(x), 1), np.float32), "b": np.zeros((len(x), 1), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "sizes"),
+    [(8 * 50, [10, 40]), (8 * 15, [10, 15, 15, 10]), (8 * 5, [10] * 5)],
+    ids=["all", "some", "no more than a chunk"],
+)
+def test_activations_of_small_layers_are_computed_for_more_samples_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, outputs: int, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(tensorboard_layers, "OUTPUTS", outputs)
+    counts, part = Counts(), first_part((X, Y), 10)
     assert part is not None
-    seen: list[int] = []
-    records = activations(3, 1.5, looked_at, part, lambda: len(seen) < 2 and not seen.append(1))
-    assert list(records) == []
-    assert len(seen) == 2
+    found = histograms(activations(3, 1.5, counts, part, always))
+    assert counts.sizes == sizes
+    assert [found[tag].num for tag in ("a_out", "b_out")] == [50, 50]
+
+
+def test_the_pass_ends_where_it_is_no_longer_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorboard_layers, "OUTPUTS", 1)
+    counts, part = Counts(), first_part((X, Y), 10)
+    assert part is not None
+    assert list(activations(3, 1.5, counts, part, lambda: len(counts.sizes) < 2)) == []
+    assert counts.sizes == [10, 10]
