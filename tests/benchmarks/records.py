@@ -206,7 +206,7 @@ def main() -> None:
 
 
 def _bytes_of_scalars() -> int:
-    from asynccb.callbacks.tensorboard_records import frames, scalars
+    from asynccb.callbacks.tensorboard.records import frames, scalars
 
     return len(frames([scalars(10_000, 1.0, {"loss": 1.0, "acc": 0.5}, "batch_")]))
 

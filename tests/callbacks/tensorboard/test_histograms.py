@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.data_compat import migrate_value
 from tensorboard.util.tensor_util import make_ndarray
 
-from asynccb.callbacks.tensorboard_histograms import BUCKETS, Histogram
+from asynccb.callbacks.tensorboard.histograms import BUCKETS, Histogram
 
 LARGEST = 8e307
 

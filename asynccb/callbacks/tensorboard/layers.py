@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asynccb.callbacks.tensorboard_histograms import Histogram
-from asynccb.callbacks.tensorboard_images import image_value, image_views
-from asynccb.callbacks.tensorboard_records import summary
+from asynccb.callbacks.tensorboard.histograms import Histogram
+from asynccb.callbacks.tensorboard.images import image_value, image_views
+from asynccb.callbacks.tensorboard.records import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

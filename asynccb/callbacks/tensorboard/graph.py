@@ -6,7 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.callbacks.tensorboard_records import encoded, field, varint
+from asynccb.callbacks.tensorboard.records import encoded, field, varint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asynccb.callbacks import tensorboard_writer
-from asynccb.callbacks.tensorboard_records import opening, scalars
-from asynccb.callbacks.tensorboard_writer import EventFile, EventWriter
+from asynccb.callbacks.tensorboard import writer as writer_room
+from asynccb.callbacks.tensorboard.records import opening, scalars
+from asynccb.callbacks.tensorboard.writer import EventFile, EventWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_a_name_that_another_container_has_taken_is_left_alone(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
     first = EventFile(str(tmp_path), "run")
-    monkeypatch.setattr(tensorboard_writer, "_counter", iter([int(first.path.split(".")[-2]), 777]))
+    monkeypatch.setattr(writer_room, "_counter", iter([int(first.path.split(".")[-2]), 777]))
     second = EventFile(str(tmp_path), "run")
     first.close()
     second.close()
@@ -275,7 +275,7 @@ async def test_a_thread_that_writes_waits_no_longer_than_the_deadline() -> None:
 @pytest.fixture
 def syncs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     done: list[int] = []
-    monkeypatch.setattr("asynccb.callbacks.tensorboard_writer.os.fsync", done.append)
+    monkeypatch.setattr("asynccb.callbacks.tensorboard.writer.os.fsync", done.append)
     return done
 
 
@@ -283,7 +283,7 @@ def test_what_is_written_is_forced_onto_the_disk_once_a_second_and_at_the_end(
     tmp_path: Path, syncs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("asynccb.callbacks.tensorboard_writer.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("asynccb.callbacks.tensorboard.writer.time.monotonic", lambda: clock.now)
     file, counts = EventFile(str(tmp_path), "run"), []
     for seconds in (0.0, 0.5, 0.4, 0.2, 0.1):
         clock.now += seconds
@@ -298,7 +298,7 @@ def test_a_disk_that_refuses_at_the_end_is_an_error_and_the_file_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = EventFile(str(tmp_path), "run")
-    monkeypatch.setattr("asynccb.callbacks.tensorboard_writer.os.fsync", refuses)
+    monkeypatch.setattr("asynccb.callbacks.tensorboard.writer.os.fsync", refuses)
     with pytest.raises(OSError, match="No space left") as caught:
         file.close()
     assert caught.value.filename == file.path

@@ -28,8 +28,8 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from asynccb import Callback, Trainer
 from asynccb.callbacks.tensorboard import TensorBoard
-from asynccb.callbacks.tensorboard_graph import graph_of
-from asynccb.callbacks.tensorboard_writer import EventFile
+from asynccb.callbacks.tensorboard.graph import graph_of
+from asynccb.callbacks.tensorboard.writer import EventFile
 from asynccb.errors import ArgumentError
 from asynccb.models import Activation, Dense, Embedding, Flatten, Sequential
 from asynccb.run import Run
@@ -306,7 +306,7 @@ async def test_batches_are_gathered_and_not_written_one_by_one(
     writes = []
     append = EventFile.append
     monkeypatch.setattr(EventFile, "append", lambda file, events: (writes.append(1), append(file, events))[1])
-    monkeypatch.setattr("asynccb.callbacks.tensorboard.SHIP_EVERY", 3600.0)
+    monkeypatch.setattr("asynccb.callbacks.tensorboard.callback.SHIP_EVERY", 3600.0)
     await trained_batches(TensorBoard(tmp_path, update_freq="batch"), 500)
     assert len(writes) == 3  # the opening, the first batch, the rest
     assert len(points(read(tmp_path), "batch_loss")) == 500
@@ -885,7 +885,7 @@ async def test_a_disk_that_fills_up_is_said_once_and_the_training_goes_on(
     log.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(logging.getLogger("asynccb"), "handlers", [log])
     monkeypatch.setattr(logging.getLogger("asynccb"), "propagate", False)
-    monkeypatch.setattr("asynccb.callbacks.tensorboard_writer.os.fsync", full)
+    monkeypatch.setattr("asynccb.callbacks.tensorboard.writer.os.fsync", full)
     callback = TensorBoard(tmp_path)
     history = await train(callback)
     (line,) = said

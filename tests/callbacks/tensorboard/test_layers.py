@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
-from asynccb.callbacks import tensorboard_layers
-from asynccb.callbacks.tensorboard_layers import activations, first_part, gradients, weights
+from asynccb.callbacks.tensorboard import layers as layers_room
+from asynccb.callbacks.tensorboard.layers import activations, first_part, gradients, weights
 from asynccb.models import Activation, BatchNormalization, Dense, Dropout, Sequential
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def test_the_part_has_its_sample_weights() -> None:
 
 
 def test_large_samples_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard_layers, "BYTES", 10 * (X[0].nbytes + Y[0].nbytes))
+    monkeypatch.setattr(layers_room, "BYTES", 10 * (X[0].nbytes + Y[0].nbytes))
     part = first_part((X, Y), 32)
     assert part is not None
     assert part.size == 10
 
 
 def test_a_sample_above_the_bound_is_a_part_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard_layers, "BYTES", 1)
+    monkeypatch.setattr(layers_room, "BYTES", 1)
     part = first_part((X, Y), 32)
     assert part is not None
     assert [len(x) for x, _, _ in part] == [1]
@@ -162,7 +162,7 @@ class Counts:
 def test_activations_of_small_layers_are_computed_for_more_samples_at_a_time(
     monkeypatch: pytest.MonkeyPatch, outputs: int, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(tensorboard_layers, "OUTPUTS", outputs)
+    monkeypatch.setattr(layers_room, "OUTPUTS", outputs)
     counts, part = Counts(), first_part((X, Y), 10)
     assert part is not None
     found = histograms(activations(3, 1.5, counts, part, always))
@@ -171,7 +171,7 @@ def test_activations_of_small_layers_are_computed_for_more_samples_at_a_time(
 
 
 def test_the_pass_ends_where_it_is_no_longer_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorboard_layers, "OUTPUTS", 1)
+    monkeypatch.setattr(layers_room, "OUTPUTS", 1)
     counts, part = Counts(), first_part((X, Y), 10)
     assert part is not None
     assert list(activations(3, 1.5, counts, part, lambda: len(counts.sizes) < 2)) == []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboardX.record_writer import masked_crc32c
 
-from asynccb.callbacks.tensorboard_crc import masked_crcs
+from asynccb.callbacks.tensorboard.crc import masked_crcs
 
 
 def unmasked(masked: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asynccb.callbacks.tensorboard_crc import masked_crcs
+from asynccb.callbacks.tensorboard.crc import masked_crcs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asynccb.callbacks.tensorboard_job import Sideline
+from asynccb.callbacks.tensorboard.job import Sideline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from asynccb.callbacks import tensorboard_records as records
+from asynccb.callbacks.tensorboard import records
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 from werkzeug.test import Client
 
-from asynccb.callbacks.tensorboard_embeddings import Projector, chosen_layers
+from asynccb.callbacks.tensorboard.embeddings import Projector, chosen_layers
 from asynccb.errors import ArgumentError, CheckpointWriteError
 from asynccb.models import Dense, Embedding, Flatten, Sequential
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from asynccb.callbacks.tensorboard_images import image_value, image_views
+from asynccb.callbacks.tensorboard.images import image_value, image_views
 
 
 @pytest.mark.parametrize(

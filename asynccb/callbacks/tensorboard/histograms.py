@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asynccb.callbacks.tensorboard_records import histogram
+from asynccb.callbacks.tensorboard.records import histogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
-from asynccb.callbacks.tensorboard_records import frames
+from asynccb.callbacks.tensorboard.records import frames
 from asynccb.storage.serial import SerialExecutor
 
 if TYPE_CHECKING:

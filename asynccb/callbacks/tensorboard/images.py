@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asynccb.callbacks.tensorboard_records import image
+from asynccb.callbacks.tensorboard.records import image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

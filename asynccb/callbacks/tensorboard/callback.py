@@ -11,14 +11,14 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from asynccb.callbacks import tensorboard_records as records_of
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.batch_hook import add_batch_end
-from asynccb.callbacks.tensorboard_embeddings import Projector, chosen_layers
-from asynccb.callbacks.tensorboard_graph import graph_of
-from asynccb.callbacks.tensorboard_job import Sideline
-from asynccb.callbacks.tensorboard_layers import activations, first_part, gradients, weights
-from asynccb.callbacks.tensorboard_writer import EventFile, EventWriter
+from asynccb.callbacks.tensorboard import records as records_of
+from asynccb.callbacks.tensorboard.embeddings import Projector, chosen_layers
+from asynccb.callbacks.tensorboard.graph import graph_of
+from asynccb.callbacks.tensorboard.job import Sideline
+from asynccb.callbacks.tensorboard.layers import activations, first_part, gradients, weights
+from asynccb.callbacks.tensorboard.writer import EventFile, EventWriter
 from asynccb.errors import ArgumentError
 from asynccb.text import printable
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from asynccb.callbacks.base import OnError, SnapshotHandle
-    from asynccb.callbacks.tensorboard_layers import Part
+    from asynccb.callbacks.tensorboard.layers import Part
 
 __all__ = ["TensorBoard"]
 
