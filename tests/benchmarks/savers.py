@@ -113,6 +113,8 @@ def ours(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
     from asynccb.callbacks import ModelCheckpoint
 
     class Clock(Callback):
+        changes_model = False
+
         def __init__(self) -> None:
             self.ended: list[float] = []
 
@@ -123,6 +125,8 @@ def ours(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
     buffers = [weight.value.copy() for weight in model.weights] if how == "copyto" else []
 
     class Inline(Callback):
+        changes_model = False
+
         def __init__(self, every: int) -> None:
             self.every, self.took = every, list[float]()
 
