@@ -119,7 +119,7 @@ class Driver:
         return Snapshot(self._model.capture(), self.step, self.epoch)
 
     def _open_and_close(self) -> Outcome:
-        mark_training(self._model.user_model, self.ident)
+        mark_training(self._model.user_model, self.ident, self.snapshots.gate)
         self.outcome = outcome = self._train()
         history = self._fixed(outcome)
         outcome = self._close(outcome, history)
@@ -152,10 +152,13 @@ class Driver:
         return outcome.with_closing_errors(errors)
 
 
-def mark_training(user_model: Any, thread: int | None) -> None:
-    """Tells a model that knows ``training_thread`` which thread alone may use it now; None: everybody."""
+def mark_training(user_model: Any, thread: int | None, gate: Gate | None = None) -> None:
+    """Tells a model that wants to know (it has ``training_thread``, or ``training_gate``) which thread alone
+    may use it now, None for everybody, and whom to ask before it overwrites itself outside of a batch."""
     if hasattr(user_model, "training_thread"):
         user_model.training_thread = thread
+    if hasattr(user_model, "training_gate"):
+        user_model.training_gate = gate
 
 
 def _stop_flag(user_model: Any) -> Callable[[], bool]:

@@ -600,6 +600,7 @@ class Run:
             mailbox,
             lockstep=callback.lockstep,
             changes_model=hooks.changes_model,
+            model_asks=getattr(self._model, "always_asks", False),
         )
 
     def _deliver(self) -> None:

@@ -72,6 +72,7 @@ class Subscriber:
         *,
         lockstep: bool,
         changes_model: bool = True,
+        model_asks: bool = False,
     ) -> None:
         self.name = name
         self.callback = callback
@@ -80,7 +81,8 @@ class Subscriber:
         self.mailbox = mailbox
         self.lockstep = lockstep
         self.changes_model = changes_model and bool(inline)
-        self.changes_in_batches = changes_model and any(kind.hook in inline for kind in _BATCH_KINDS.values())
+        # Whether a copy under way must be completed before its hooks: they may write past the gate.
+        self.past_the_gate = self.changes_model and not model_asks
         self.begun = False
         self.muted = False
         self.closing_hooks: set[str] = set()
@@ -203,7 +205,7 @@ class Dispatcher:
         """The model as it is now, for an inline hook of ``callback``."""
         snapshot = self._snapshots.take(callback, capture, pooled=pooled)
         # The hooks of a batch run in a tight loop, in which nobody looks whether a copy is under way.
-        if not self._one_by_one and any(s.changes_in_batches for s in self._after(callback)):
+        if not self._one_by_one and any(s.past_the_gate for s in self._after(callback)):
             self._gate.finish()
         return snapshot
 
@@ -272,12 +274,12 @@ class Dispatcher:
             return None
         keep_work, snapshots, gate = self._keep_work, self._snapshots, self._gate
         clock, skip = self.clock, self.skip if numbers else None
-        changes = any(s.changes_model for s in self.subscribers if hook_name in s.inline)
+        past_gate = any(s.past_the_gate for s in self.subscribers if hook_name in s.inline)
 
         def run(index: int, logs: Logs, epoch: int, step: int) -> None:
             hook: Any = None
             later: list[tuple[Subscriber, Entry]] | None = None
-            if changes and gate.copying:
+            if past_gate and gate.copying:
                 gate.finish()
             sampled = index & clock.mask < 2
             try:
@@ -450,7 +452,7 @@ class Dispatcher:
         hook = subscriber.inline.get(hook_name)
         if hook is None:
             return later
-        if subscriber.changes_model:
+        if subscriber.past_the_gate:
             self._gate.finish()
         arguments, epoch = _arguments(hook_name, fields)
         began = perf_counter()

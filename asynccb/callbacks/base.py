@@ -87,10 +87,12 @@ class Callback:
             batch and ``fit`` raises :class:`~asynccb.CallbackError`), ``"warn"``, or ``"disable"`` (the
             callback gets nothing more but ``on_exception`` and ``on_train_end``). An inline hook that raises
             always fails the training with that very exception.
-        changes_model: whether inline hooks may change the model's weights. Default True: a copy of the model
-            that is being made beside the training (for a checkpoint, say) is completed before such a hook
-            runs. Set it False in a class whose hooks only look: then the copy costs the training less. It
-            holds for the hooks of the class that sets it, and not for those that a subclass overrides.
+        changes_model: whether inline hooks may change the model's weights. Default True: callbacks before and
+            behind it do not share one copy of the model, and, with models that do not look after that
+            themselves (``Sequential`` does), a copy that is being made beside the training is completed
+            before such a hook runs. Set it False in a class whose hooks only look: then copies cost the
+            training less. It holds for the hooks of the class that sets it, and not for those that a subclass
+            overrides.
     """
 
     lockstep: ClassVar[bool] = False

@@ -51,6 +51,13 @@ def views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
     return found
 
 
+def read_only(array: Array) -> Array:
+    """A view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def pack(tensors: Sequence[Array], dtype: Any) -> Array:
     """One zero-padded flat array that holds copies of ``tensors``; :func:`views` finds them again."""
     flat = aligned(sum(padded_size(tensor.shape, dtype) for tensor in tensors), dtype, fill=0.0)

@@ -121,8 +121,8 @@ class Memory(NamedTuple):
 
 def lay_out(network: Network, optimizer: Optimizer | None) -> Memory:
     """Where everything lies now."""
-    slots = {} if optimizer is None else optimizer.slots
-    row_slots = {} if optimizer is None else optimizer.row_slots
+    slots = {} if optimizer is None else optimizer.flat_slots
+    row_slots = {} if optimizer is None else optimizer.table_slots
     found: dict[tuple[str, str], Array] = {}  # (kind of weight, slot or "" for the weight itself)
     if network.table is not None:
         found["table", ""] = network.table.value

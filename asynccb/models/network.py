@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from asynccb.models.arrays import aligned, pack, views
+from asynccb.models.arrays import aligned, pack, read_only, views
 from asynccb.models.layers import Operation
 from asynccb.models.layers.activation import Apply
 from asynccb.models.tables import Table
@@ -23,7 +23,8 @@ class Network:
     """The computing side of built layers.
 
     Making one moves the weights of the layers to where they are computed with: each ``Weight.value`` becomes
-    a view of one of the arrays below. What is trainable is read from the layers now and stays as it is.
+    a read-only view of one of the arrays below. What is trainable is read from the layers now and stays as it
+    is.
 
     Args:
         layers: built layers, in order.
@@ -53,13 +54,14 @@ class Network:
         self.constants = _move(self._of("constant"), dtype)
         self.table = next(map(_move_table, self._of("table")), None)
         self._targets = [weight.value for weight in self.weights]
-        for weight in self._of("constant"):
-            weight.value = weight.value.view()
-            weight.value.flags.writeable = False
         self.version = next(_versions)
         self.grads = aligned(self.params.size, dtype, fill=0.0)
         self._bind_gradients()
         self._bind_operations(layers)
+        for weight in self.weights:
+            # The operations have the arrays themselves. Whoever else wrote to them, a hook of a user's say,
+            # would tear the copy of the model that may be under way: `set_weights` asks first.
+            weight.value = read_only(weight.value)
 
     @property
     def layout(self) -> object:

@@ -50,6 +50,7 @@ class Sequential(Stack):
     """
 
     has_test = has_predict = has_capture = True
+    always_asks = True  # nothing overwrites its arrays but what asks the gate: others see them read-only
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from asynccb.models.arrays import read_only
 from asynccb.models.files import optimizer_order, save_state
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ class SequentialState:
 
     def weights(self) -> dict[str, Array]:
         """``"<layer>/<weight>"`` -> read-only array, in the order of ``get_weights``."""
-        return {
-            name: _read_only(array) for (name, _), array in zip(self._names(), self._weights, strict=True)
-        }
+        return {name: read_only(array) for (name, _), array in zip(self._names(), self._weights, strict=True)}
 
     def optimizer_arrays(self) -> dict[str, Array]:
         """``optimizer/iteration``, ``optimizer/learning_rate``, then the slots in the order of the file."""
@@ -85,7 +84,7 @@ class SequentialState:
         }
         for slot, index in optimizer_order(list(state.slots), len(names), by_variable=state.by_variable):
             arrays[f"optimizer/{names[index]}/{slot}"] = state.slots[slot][index]
-        return {name: _read_only(array) for name, array in arrays.items()}
+        return {name: read_only(array) for name, array in arrays.items()}
 
     @property
     def arrays(self) -> Mapping[str, Array]:
@@ -117,9 +116,3 @@ class SequentialState:
             for layer in self.layout
             for weight in layer.weights
         ]
-
-
-def _read_only(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False  # of the view alone: the memory below it may be used again
-    return view

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models.arrays import aligned
+from asynccb.models.arrays import aligned, read_only
 from asynccb.models.memory import parts
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Optimizer:
 
     Attributes:
         iterations: updates made.
-        slots: slot name -> flat array, in the order in which Keras keeps them; empty until the model is
-            built.
-        row_slots: the same for a table that is updated row by row; empty if there is none.
+        flat_slots: slot name -> flat array, in the order in which Keras keeps them; empty until the model is
+            built. The live arrays: nobody but the model's update and its loading writes to them.
+        table_slots: the same for a table that is updated row by row; empty if there is none.
         groups: parts of the flat arrays, (start, stop), in the order in which they are overwritten; a gate is
             asked before each.
     """
@@ -53,8 +53,8 @@ class Optimizer:
     def __init__(self, learning_rate: float) -> None:
         self.learning_rate = learning_rate
         self.iterations = 0
-        self.slots: dict[str, Array] = {}
-        self.row_slots: dict[str, Array] = {}
+        self.flat_slots: dict[str, Array] = {}
+        self.table_slots: dict[str, Array] = {}
         self._params: Array | None = None
         self._layout: object = None
         self._owner: weakref.ref[object] | None = None
@@ -76,6 +76,11 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         self._learning_rate = float(value)
+
+    @property
+    def slots(self) -> dict[str, Array]:
+        """``flat_slots``, read-only: a hook that wrote to them would tear the copy of the model under way."""
+        return {name: read_only(slot) for name, slot in self.flat_slots.items()}
 
     @property
     def name(self) -> str:
@@ -104,15 +109,15 @@ class Optimizer:
             table: the weight that is updated row by row.
             layout: what lies where; slots of an equal layout are kept.
         """
-        kept = (self.slots, self.row_slots) if layout == self._layout else ({}, {})
+        kept = (self.flat_slots, self.table_slots) if layout == self._layout else ({}, {})
         self._params, self._table, self._layout = params, table, layout
-        self.slots = self._slots_like(params, kept[0])
-        self.row_slots = {} if table is None else self._slots_like(table.value, kept[1])
+        self.flat_slots = self._slots_like(params, kept[0])
+        self.table_slots = {} if table is None else self._slots_like(table.value, kept[1])
         size = BLOCK // params.itemsize
         if params.size <= 2 * size:  # one block in place of a long and a short one
             size = max(1, params.size)
-        self.groups = parts(params, arrays=1 + len(self.slots), multiple=size)
-        scratch, slots = aligned(min(size, params.size), params.dtype), tuple(self.slots.values())
+        self.groups = parts(params, arrays=1 + len(self.flat_slots), multiple=size)
+        scratch, slots = aligned(min(size, params.size), params.dtype), tuple(self.flat_slots.values())
         self._blocks = [
             [
                 (params[part], grads[part], scratch[: part.stop - part.start], [slot[part] for slot in slots])
@@ -156,7 +161,7 @@ class Optimizer:
 
     def _follow(self, gate: Gate) -> None:
         """The update of the flat arrays, one group behind the copy of the next."""
-        segments = 1 + len(self.slots)
+        segments = 1 + len(self.flat_slots)
         if self._blocks:
             gate(segments)  # where it raises, nothing has changed yet
         self.iterations += 1
@@ -169,12 +174,12 @@ class Optimizer:
     def _update_rows(self, table: Table, gate: Gate | None) -> None:
         rows = table.rows
         if gate is not None and gate.copying:
-            for array in range(1 + len(self.row_slots)):  # these come first in memory.lay_out
+            for array in range(1 + len(self.table_slots)):  # these come first in memory.lay_out
                 gate.keep(array, rows)
-        values, slots = table.value[rows], [slot[rows] for slot in self.row_slots.values()]
+        values, slots = table.value[rows], [slot[rows] for slot in self.table_slots.values()]
         self.step(values, table.sums, np.empty_like(values), slots)
         table.value[rows] = values
-        for slot, changed in zip(self.row_slots.values(), slots, strict=True):
+        for slot, changed in zip(self.table_slots.values(), slots, strict=True):
             slot[rows] = changed
 
     def step(self, p: Array, g: Array, a: Array, slots: Sequence[Array]) -> None:
@@ -190,8 +195,8 @@ class Optimizer:
         state = {key: value for key, value in vars(self).items() if key not in unbound}
         return {
             **state,
-            "slots": {name: slot.copy() for name, slot in self.slots.items()},
-            "row_slots": {name: slot.copy() for name, slot in self.row_slots.items()},
+            "flat_slots": {name: slot.copy() for name, slot in self.flat_slots.items()},
+            "table_slots": {name: slot.copy() for name, slot in self.table_slots.items()},
             "_params": None,
             "_owner": None,
         }

@@ -70,7 +70,8 @@ class Gate:
 
 
 class Bench:
-    def __init__(self, *callbacks: Callback) -> None:
+    def __init__(self, *callbacks: Callback, model_asks: bool = False) -> None:
+        self._model_asks = model_asks
         self.bell, self.control, self.gate = Bell(), Waits(), Gate()
         self.readers = Readers(64, lambda: self.dispatcher.rebuild())
         self.failures: list[InlineFailure] = []
@@ -98,6 +99,7 @@ class Bench:
             box,
             lockstep=callback.lockstep,
             changes_model=hooks.changes_model,
+            model_asks=self._model_asks,
         )
 
     def box(self, at: int) -> list[Any]:
@@ -637,6 +639,23 @@ def test_a_copy_under_way_is_completed_before_a_hook_that_may_change_the_model(
     bench.append(Bench(Saves(bench), Later()))
     getattr(bench[0].dispatcher.emit, event)(*fields)
     assert during == [looks]
+
+
+def test_no_hook_completes_the_copy_of_a_model_that_asks_the_gate_whoever_writes_to_it() -> None:
+    during: list[bool] = []
+
+    class Later(Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            during.append(bench.gate.copying)
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            during.append(bench.gate.copying)
+
+    bench = Bench(Later(), model_asks=True)
+    bench.gate.copying = True
+    bench.dispatcher.emit.epoch_begin(0, Logs(), 0)
+    bench.dispatcher.emit.batch_begin(0, Logs(), 0, 0)
+    assert during == [True, True]
 
 
 def test_a_copy_of_the_event_before_is_completed_too() -> None:

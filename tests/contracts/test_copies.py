@@ -210,3 +210,26 @@ async def test_a_copier_that_comes_after_the_update_tears_them_unless_the_gate_h
     monkeypatch.setattr(copying.Copying, "keep", lambda self, array, rows: None)
     keeps = await keep(kind, 40)
     assert keeps.found != keeps.expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+async def test_a_hook_that_sets_the_weights_while_a_copy_is_made_does_not_tear_it(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+
+    class Halves(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.set_weights([weight / 2 for weight in self.model.get_weights()])
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.model.set_weights([weight * 2 for weight in self.model.get_weights()])
+
+    model = kind.build()
+    keeps = Keeps(model)
+    await Trainer(model, seed=1).fit(
+        kind.x, kind.y, batch_size=20, epochs=5, verbose=0, callbacks=[keeps, Halves()]
+    )
+    assert len(keeps.found) == 100
+    assert keeps.found == keeps.expected

@@ -35,7 +35,10 @@ def gradients(model, batch):
 
 def loss_at(model, index, shift, batch):
     probe = model.capture().to_model()
-    [weight for weight in probe.weights if weight.trainable][index].value[...] += shift
+    values = probe.get_weights()
+    trainable = [at for at, weight in enumerate(probe.weights) if weight.trainable]
+    values[trainable[index]] += shift
+    probe.set_weights(values)
     return probe.train_batch(batch)["loss"]
 
 

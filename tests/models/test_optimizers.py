@@ -220,3 +220,15 @@ def test_a_pickled_optimizer_owns_its_slots():
 def test_fractions_out_of_range_are_refused(settings):
     with pytest.raises(ArgumentError, match="between 0 and 1"):
         SGD(**settings)
+
+
+def test_slots_are_shown_and_cannot_be_written_to():
+    """Whoever wrote to them would tear the copy of the model that may be under way."""
+    model = Sequential([Dense(2, input_dim=3)], seed=1)
+    model.compile("adam", "mse")
+    model.train_batch(Batch(np.ones((4, 3), "float32"), np.ones((4, 2), "float32"), None, 4))
+    slots = model.optimizer.slots
+    assert list(slots) == ["momentum", "velocity"]
+    assert all(np.any(slot) for slot in slots.values())
+    with pytest.raises(ValueError, match="read-only"):
+        slots["momentum"].fill(0)

@@ -143,10 +143,10 @@ def test_compiling_anew_with_the_same_optimizer_keeps_the_accumulator_of_the_tab
     optimizer = Adagrad(0.5)
     model = make(optimizer)
     train(model)
-    before = optimizer.row_slots["accumulator"].copy()
+    before = optimizer.table_slots["accumulator"].copy()
     model.compile(optimizer, "mse")
     model._ready_step()
-    np.testing.assert_array_equal(optimizer.row_slots["accumulator"], before)
+    np.testing.assert_array_equal(optimizer.table_slots["accumulator"], before)
     assert np.any(before != before[0, 0])
 
 

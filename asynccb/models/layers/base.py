@@ -43,7 +43,7 @@ class Weight:
         name: such as ``"kernel"``.
         path: ``"<layer name>/<name>"``.
         value: the live array. It may be a view of the model's flat parameters and change at any time during a
-            training; :meth:`numpy` copies. Read-only where the layer is not trainable: use ``set_weights``.
+            training; :meth:`numpy` copies. Read-only once the model is bound: ``model.set_weights`` writes.
         trainable: whether it is learned and its layer is trainable. What a compiled model does follows from
             how this was when it was compiled.
         learned: whether gradients may change it at all; running means are changed in other ways.
