@@ -108,7 +108,7 @@ class ModelCheckpoint(Callback):
         self.filepath = self._template.text
         # Its own, so that a save waits for no other training's. The same for all trainings of the callback:
         # what a cancelled one still writes gets its name before a later save does.
-        self._writer = SerialExecutor("asynccb checkpoint")
+        self._writer = SerialExecutor("asynccb checkpoint", background=True)
         self._monitor = Monitor(
             monitor,
             mode,

@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from asynccb.storage import SerialExecutor
+from asynccb.storage import SerialExecutor, serial
 from asynccb.storage.hdf5 import hdf5_thread
 
 
@@ -293,3 +293,46 @@ def test_h5py_has_one_thread():
     names = {hdf5_thread.submit(lambda: threading.current_thread().name).result() for _ in range(3)}
     drain(hdf5_thread)
     assert names == {"asynccb hdf5"}
+
+
+def priority():
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+def test_what_nobody_waits_for_steps_back_and_so_do_the_threads_that_it_starts():
+    def both():
+        found = [priority()]
+        thread = threading.Thread(target=lambda: found.append(priority()))
+        thread.start()
+        thread.join()
+        return found
+
+    own = priority()
+    executor = SerialExecutor("background", background=True)
+    for made in (executor, pickle.loads(pickle.dumps(executor))):
+        assert made.submit(both).result() == [own + serial.NICE] * 2
+        drain(made)
+    plain = SerialExecutor("plain")
+    assert plain.submit(both).result() == [own] * 2
+    drain(plain)
+    assert priority() == own
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "refused"])
+def test_where_priorities_cannot_be_had_the_job_runs_all_the_same(platform, monkeypatch):
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise PermissionError(1, "not allowed")
+
+    if platform == "refused":
+        monkeypatch.setattr(os, "setpriority", refuse)
+    else:
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.delattr(os, "setpriority")
+    executor = SerialExecutor("background", background=True)
+    assert executor.submit(lambda: 5).result() == 5
+    drain(executor)
+    assert len(asked) == (platform == "refused" and sys.platform == "linux")

@@ -22,7 +22,7 @@ class Sideline:
     """
 
     def __init__(self, name: str) -> None:
-        self._executor = SerialExecutor(name)
+        self._executor = SerialExecutor(name, background=True)
         self._job: Future[None] | None = None
         self._stopped = False
         self._error: BaseException | None = None
