@@ -137,6 +137,8 @@ class ModelCheckpoint(Callback):
     def on_train_begin(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         self._reset(self.run)
         self._refuse_unknown_fields()
+        if self.run is not None:
+            self.run.expect_copies()
         return self._prepare()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

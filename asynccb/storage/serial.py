@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-NICE = 5
-"""By how much the threads of a background executor step back: about a third of the others' share."""
+NICE = 10
+"""By how much the threads of a background executor step back: about a tenth of the share of others, where all
+processors are busy."""
 
 
 class SerialExecutor(Executor):

@@ -24,19 +24,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from asynccb.protocols import LiveState
     from asynccb.training.control import Control
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Copy", "Copying", "Target"]
+__all__ = ["Copy", "Copying", "Target", "Warming"]
 
 AT_ONCE = 1 << 18
 """Bytes up to which a copy is made at once: to wake the other thread costs as much as copying them."""
 KEPT = 1 << 24
 """Bytes of single rows that are kept aside before the copy is finished instead."""
+PAGE, PAGES = 4096, 256
+"""Bytes of the smallest page of memory that systems have, and how many are asked for at a time."""
 
 
 class Target:
@@ -79,6 +81,13 @@ class Target:
     def forget(self) -> None:
         """The copy was given up: what it holds is nothing's state."""
         self._versions = [None] * len(self.arrays)
+
+    def pages(self) -> Iterator[Array]:
+        """A byte of every page, some at a time."""
+        for array in self.arrays:
+            memory = array.reshape(-1).view(np.uint8)
+            for start in range(0, len(memory), PAGE * PAGES):
+                yield memory[start : start + PAGE * PAGES : PAGE]
 
 
 def _read_only(array: Array) -> Array:
@@ -213,6 +222,32 @@ class Copy:
             function()
 
 
+class Warming:
+    """Memory that is written to once before it is needed.
+
+    The system gives a page at its first write, which takes several times as long as copying to it: a first
+    copy would be ten times as slow as those after it.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._pages = target.pages()
+        self._lock = threading.Lock()
+
+    def work(self) -> bool:
+        """Asks for some pages; False where there are no more."""
+        with self._lock:
+            some = next(self._pages, None)
+            if some is None:
+                return False
+            some[...] = 0
+            return True
+
+    def stop(self) -> None:
+        """The memory is needed now. Nobody writes to it any more when this returns."""
+        with self._lock:
+            self._pages = iter(())
+
+
 class Copying:
     """The copies of one run: begins them, and is the gate of its model (``protocols.Gate``).
 
@@ -241,11 +276,22 @@ class Copying:
             copy.wait()
         elif not copy.whole:
             self._copy, self.copying = copy, True
-            if self._thread is not None or self._start():
-                self._handed.put(copy)
-            else:
+            if not self._hand_over(copy):
                 self.finish()
         return copy
+
+    def warm(self, target: Target) -> Warming | None:
+        """Has the copier's thread write to ``target``, until it is stopped; None where it is too small."""
+        warming = Warming(target) if target.nbytes > AT_ONCE else None
+        if warming is not None:
+            self._hand_over(warming)
+        return warming
+
+    def _hand_over(self, work: Copy | Warming) -> bool:
+        if self._thread is None and not self._start():
+            return False
+        self._handed.put(work)
+        return True
 
     def _start(self) -> bool:
         thread = threading.Thread(
@@ -297,18 +343,18 @@ class Copying:
 
 
 class _Handed:
-    """From the training thread to the copier: the newest copy, for one that has not been taken by then is
-    made already."""
+    """From the training thread to the copier: the newest work, for what has not been taken by then is done
+    already, or no longer wanted."""
 
     def __init__(self) -> None:
-        self._newest: deque[Copy | None] = deque(maxlen=1)
+        self._newest: deque[Copy | Warming | None] = deque(maxlen=1)
         self._bell = threading.Semaphore(0)
 
-    def put(self, copy: Copy | None) -> None:
-        self._newest.append(copy)
+    def put(self, work: Copy | Warming | None) -> None:
+        self._newest.append(work)
         self._bell.release()
 
-    def take(self) -> Copy | None:
+    def take(self) -> Copy | Warming | None:
         while True:
             self._bell.acquire()
             if self._newest:
@@ -316,8 +362,8 @@ class _Handed:
 
 
 def _copy_all(handed: _Handed) -> None:
-    """The body of the copier's thread; it knows of nothing but copies, so that it keeps nothing alive."""
-    while (copy := handed.take()) is not None:
-        while copy.work():
+    """The body of the copier's thread; it knows of nothing but its work, so that it keeps nothing alive."""
+    while (work := handed.take()) is not None:
+        while work.work():
             pass
-        del copy  # it must not keep a model's arrays alive until the next one comes
+        del work  # it must not keep a model's arrays alive until the next one comes

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from asynccb.protocols import LiveState, Model, ModelState
     from asynccb.training.control import Control
-    from asynccb.training.copying import Copy
+    from asynccb.training.copying import Copy, Warming
 
 __all__ = ["Pool", "Snapshot", "Snapshots"]
 
@@ -188,10 +188,11 @@ class Shared:
 
 
 class Slot:
-    """A place in the pool, and the memory that lies there once it has been used."""
+    """A place in the pool, and the memory that lies there once it has been used or is being warmed."""
 
     def __init__(self) -> None:
         self.target: Target | None = None
+        self.warming: Warming | None = None
 
 
 class Pool:
@@ -227,9 +228,18 @@ class Pool:
             self.orphans.popleft().give_back()
         return bool(self._free)
 
+    def first(self) -> Slot | None:
+        """The slot that would be taken next."""
+        return self._free[-1] if self._free else None
+
     def put(self, slot: Slot) -> None:
         self._free.append(slot)
         self._control.nudge()
+
+    def stop_warming(self) -> None:
+        for slot in self._slots:
+            if slot.warming is not None:
+                slot.warming.stop()
 
     def forget(self, slot: Slot) -> None:
         """Its memory belongs to somebody else now; a new place takes its own."""
@@ -270,6 +280,13 @@ class Snapshots:
         self.made += 1
         return snapshot
 
+    def expect(self) -> None:
+        """Pooled snapshots will be taken: gets memory for the first one, beside the training."""
+        slot, live = self._pool.first(), self._model.live()
+        if slot is not None and slot.target is None and live is not None:
+            slot.target = Target(live)
+            slot.warming = self.gate.warm(slot.target)
+
     def has_room(self) -> bool:
         """Whether a pooled snapshot can be had without waiting."""
         return self._pool.has_room()
@@ -282,6 +299,7 @@ class Snapshots:
 
     def close(self) -> None:
         """The training is over: what is under way is completed."""
+        self._pool.stop_warming()
         self.gate.close()
 
     def _take(self, step: int, epoch: int, slot: Slot | None) -> Snapshot:
@@ -297,6 +315,9 @@ class Snapshots:
 def _target(live: LiveState, slot: Slot | None) -> Target:
     if slot is None:
         return Target(live)
+    if slot.warming is not None:
+        slot.warming.stop()
+        slot.warming = None
     if slot.target is None or not slot.target.fits(live):
         slot.target = Target(live)
     return slot.target

@@ -70,7 +70,8 @@ class Told(NamedTuple):
 
     Attributes:
         ended: when each batch had ended, seconds.
-        gate: seconds that the training waited for a copy or for memory to copy into, the first save left out.
+        gate: seconds that the training waited for a copy or for memory to copy into, at all saves but the first
+            and one after the last batch.
         copies: seconds of each copy, told by ``copyto`` alone.
         saved: how many saves there were.
     """
@@ -115,17 +116,17 @@ def ours(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
     class Clock(Callback):
         changes_model = False
 
-        def __init__(self, every: int) -> None:
+        def __init__(self, steps: int, every: int) -> None:
             self.ended: list[float] = []
-            self.every, self.first = every, 0.0
+            # Before the second save and before the last batch: the first save does not count, and one after the
+            # last batch has no batch to hide behind.
+            self.looks, self.waited = (2 * every - 2, steps - 2), list[float]()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.ended.append(time.perf_counter())
-            if batch == 2 * self.every - 2:  # before the second save: the first one does not count
-                self.first = waited_for_copies(self.run.stats)
-
-    def waited_for_copies(statistics: Any) -> float:
-        return sum(statistics.waited.get(reason, 0.0) for reason in ("gate", "pool"))
+            if batch in self.looks:
+                waited = self.run.stats.waited
+                self.waited.append(waited.get("gate", 0.0) + waited.get("pool", 0.0))
 
     model, data = _our_model(job), batch_of(job)
     buffers = [weight.value.copy() for weight in model.weights] if how == "copyto" else []
@@ -161,18 +162,14 @@ def ours(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
 
     def run(steps: int, every: int) -> Told:
         empty(folder)
-        clock, callbacks = Clock(every), list[Callback]()
+        clock, callbacks = Clock(steps, every), list[Callback]()
         if how == "asynccb" and every:
             callbacks = [ModelCheckpoint(os.path.join(folder, "ours-{batch}.hdf5"), save_freq=every)]
         elif how in ("copyto", "h5py inline") and every:
             callbacks = [(Copy if how == "copyto" else Write)(every)]
 
-        async def train() -> Any:
-            begun = Trainer(model, seed=1).start([data] * steps, verbose=0, callbacks=[clock, *callbacks])
-            await begun
-            return begun.stats
-
-        waited = waited_for_copies(asyncio.run(train())) - clock.first
+        asyncio.run(Trainer(model, seed=1).fit([data] * steps, verbose=0, callbacks=[clock, *callbacks]))
+        waited = clock.waited[-1] - clock.waited[0] if every else 0.0
         copies = tuple(callbacks[0].took) if how == "copyto" and every else ()
         return Told(clock.ended, waited, copies, steps // every if every else 0)
 

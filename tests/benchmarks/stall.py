@@ -139,7 +139,7 @@ def _say(result: Result, case: Case, window: int, told: dict[str, list[Told]]) -
         result.detail(f"{title}: {name} (steps of {steps[name]:.1f} ms)", values, "ms")
         result.detail(f"{title}: {name}, typical", [usual[name]], "ms")
     limit = [statistics.median(answer.copies[1:]) * 1e3 for answer in told["copyto"]]
-    gate = [answer.gate / max(1, answer.saved - 1) * 1e3 for answer in told["asynccb"]]
+    gate = [answer.gate / max(1, answer.saved - 2) * 1e3 for answer in told["asynccb"]]
     result.detail(f"{title}: limit, the copy alone", limit, "ms")
     result.detail(f"{title}: asynccb, gate wait", gate, "ms")
     result.claim(f"{title}: gate wait / copy", over(gate, limit), "x", 0.15)

@@ -81,6 +81,9 @@ class FakeRun:
 
     room = True
 
+    def expect_copies(self) -> None:
+        pass
+
     def room_for_copy(self) -> bool:
         return self.room
 

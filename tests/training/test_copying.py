@@ -14,7 +14,7 @@ from asynccb import Callback, Trainer
 from asynccb.protocols import LiveState
 from asynccb.training import copying
 from asynccb.training.control import Control, Interrupt, Limits
-from asynccb.training.copying import Copy, Copying, Target
+from asynccb.training.copying import Copy, Copying, Target, Warming
 from asynccb.training.snapshot import Snapshots
 
 if TYPE_CHECKING:
@@ -462,6 +462,69 @@ def test_a_model_that_can_only_capture_is_bounded_by_the_pool_too() -> None:
     first.release()
     held.release()
     assert made.has_room()
+
+
+# ---------------------------------------------------------------- memory that is warmed
+
+
+def test_warming_writes_to_every_page_once() -> None:
+    target = Target(live(np.ones((700, 900)), np.ones(3, np.float32), np.ones((0, 4))))
+    for array in target.arrays:
+        array.fill(7)
+    warming = Warming(target)
+    while warming.work():
+        pass
+    touched = target.arrays[0].reshape(-1).view(np.uint8)[:: copying.PAGE]
+    assert not touched.any()
+    assert np.count_nonzero(target.arrays[0].reshape(-1).view(np.uint8) == 0) >= len(touched)
+
+
+def test_memory_that_is_needed_is_not_written_to_any_more() -> None:
+    target = Target(live(np.ones((1000, 1000))))
+    warming = Warming(target)
+    assert warming.work()
+    warming.stop()
+    target.arrays[0].fill(7)
+    assert not warming.work()
+    assert (target.arrays[0] == 7).all()
+
+
+def test_the_first_copy_is_made_in_the_memory_that_was_warmed_for_it() -> None:
+    class Large:
+        weights = np.ones((2000, 1000))
+
+        def live(self) -> LiveState:
+            return live(self.weights, pieces=4)
+
+    for _ in range(20):
+        made = snapshots(Large())
+        made.expect()
+        expected = made._pool.first()
+        assert expected is not None
+        snapshot = made.take(1, 0, pooled=True)
+        assert expected.target is not None
+        assert snapshot.arrays["0"].base is expected.target.arrays[0]
+        assert (snapshot.arrays["0"] == 1).all()
+        made.close()
+        assert (snapshot.arrays["0"] == 1).all()
+
+
+def test_a_run_that_ends_before_its_memory_is_warm_does_not_wait_for_it() -> None:
+    class Huge:
+        weights = np.zeros(
+            (1 << 14, 1 << 12)
+        )  # half a gigabyte, of which nobody ever touches more than a part
+
+        def live(self) -> LiveState:
+            return live(self.weights, pieces=64)
+
+    made = snapshots(Huge())
+    made.expect()
+    made.close()
+    slot = made._pool.first()
+    assert slot is not None
+    assert slot.warming is not None
+    assert not slot.warming.work()
 
 
 # ---------------------------------------------------------------- in a training
