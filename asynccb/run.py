@@ -387,8 +387,8 @@ class Run:
         return self._dispatcher.snapshot(callback, self._driver.capture, pooled=pooled)
 
     def expect_copies(self) -> None:
-        """Says, in an inline ``on_train_begin``, that pooled snapshots will be taken: memory for the first one
-        is got beside the first batches."""
+        """Says, in an inline ``on_train_begin``, that pooled snapshots will be taken: memory for the first is
+        got beside the first batches."""
         self._driver.snapshots.expect()
 
     def room_for_copy(self) -> bool:

@@ -70,8 +70,8 @@ class Told(NamedTuple):
 
     Attributes:
         ended: when each batch had ended, seconds.
-        gate: seconds that the training waited for a copy or for memory to copy into, at all saves but the first
-            and one after the last batch.
+        gate: seconds that the training waited for a copy or for memory to copy into, at all saves but the
+            first and the one after the last batch.
         copies: seconds of each copy, told by ``copyto`` alone.
         saved: how many saves there were.
     """
@@ -118,8 +118,8 @@ def ours(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
 
         def __init__(self, steps: int, every: int) -> None:
             self.ended: list[float] = []
-            # Before the second save and before the last batch: the first save does not count, and one after the
-            # last batch has no batch to hide behind.
+            # Before the second save and before the last batch: the first save does not count, and one after
+            # the last batch has no batch to hide behind.
             self.looks, self.waited = (2 * every - 2, steps - 2), list[float]()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
