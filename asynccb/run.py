@@ -391,9 +391,10 @@ class Run:
         got beside the first batches."""
         self._driver.snapshots.expect()
 
-    def room_for_copy(self) -> bool:
-        """Whether a pooled snapshot can be had without waiting for a writer. Called in inline hooks."""
-        return self._driver.snapshots.has_room()
+    def room_for_copy(self, callback: Callback) -> bool:
+        """Whether ``callback`` can have a pooled snapshot, or share one of this event's, without waiting for
+        a writer. Called in inline hooks."""
+        return self._dispatcher.shares_copy(callback) or self._driver.snapshots.has_room()
 
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""

@@ -209,6 +209,10 @@ class Dispatcher:
             self._gate.finish()
         return snapshot
 
+    def shares_copy(self, callback: Any) -> bool:
+        """Whether :meth:`snapshot` would give it a handle on a copy that another hook of this event has."""
+        return self._snapshots.shared(callback) is not None
+
     def _after(self, callback: Any) -> list[Subscriber]:
         at = next(at for at, subscriber in enumerate(self.subscribers) if subscriber.callback is callback)
         return self.subscribers[at + 1 :]
@@ -272,7 +276,7 @@ class Dispatcher:
         inline = self._inline[hook_name]
         if not inline:
             return None
-        keep_work, snapshots, gate = self._keep_work, self._snapshots, self._gate
+        keep_work, taken, gate = self._keep_work, self._snapshots.taken, self._gate
         clock, skip = self.clock, self.skip if numbers else None
         past_gate = any(s.past_the_gate for s in self.subscribers if hook_name in s.inline)
 
@@ -289,17 +293,12 @@ class Dispatcher:
                         later = keep_work(self._owner(hook, hook_name), hook_name, epoch, result, later)
             except BaseException as error:
                 self._failed(InlineFailure(self._owner(hook, hook_name), hook_name, self.taken, epoch, error))
-                if later is not None:
-                    self._post_later(later, hook_name, wait=False)
-                    later = None
+                self._end_inline(hook_name, later, wait=False)
                 raise
-            finally:
-                if later is not None:
-                    self._post_later(later, hook_name)
-                if snapshots.taken:
-                    snapshots.forget()
             if sampled:
                 clock.end(hook_name, index, step)
+            if taken or later is not None:
+                self._end_inline(hook_name, later)
             if skip is not None:
                 skip()
 

@@ -32,10 +32,9 @@ class HookSnapshots:
 
     def take(self, callback: Any, capture: Callable[..., Snapshot], *, pooled: bool = False) -> Snapshot:
         """The model as it is now, for ``callback``; ``pooled`` is for our own writers."""
-        snapshot = self._shared(callback)
-        if snapshot is None:
-            snapshot = capture(pooled=pooled)
-        elif not pooled:
+        found = self.shared(callback)
+        snapshot = capture(pooled=pooled) if found is None else found.another()
+        if found is not None and not pooled:
             snapshot.own()
         self.taken.append((callback, snapshot))
         return snapshot
@@ -46,12 +45,13 @@ class HookSnapshots:
     def forget(self) -> None:
         self.taken.clear()
 
-    def _shared(self, callback: Any) -> Snapshot | None:
+    def shared(self, callback: Any) -> Snapshot | None:
+        """A handle on a copy that ``callback`` may share."""
         for owner, snapshot in reversed(self.taken):
             between = self._changes[self._at[id(owner)] : self._at[id(callback)]]
             if not snapshot.released and not any(between):
-                other: Snapshot = snapshot.another()
-                return other
+                held: Snapshot = snapshot
+                return held
         return None
 
 

@@ -177,6 +177,8 @@ def _move(weights: Sequence[Weight], dtype: Any) -> Array:
 
 
 def _move_table(weight: Weight) -> Table:
-    if weight.value.base is not None:  # part of a flat array, which would be kept alive for it
+    if weight.table is not None:  # it lies in memory of its own already
+        weight.value = weight.table.value
+    elif weight.value.base is not None:  # part of a flat array, which would be kept alive for it
         weight.value = weight.value.copy()
     return Table(weight.value)

@@ -199,13 +199,15 @@ class Sequential(Stack):
         Args:
             batch: ``x``, ``y`` and optionally ``sample_weight``.
             before_update: the gate of the run. While it is copying, it is asked before each part of the state
-                is overwritten.
+                is overwritten. None, as when a hook trains a batch of its own: that of the training under
+                way.
 
         Returns:
             ``loss`` and metrics of this batch before the update, Python floats.
         """
         step = self._step or self._ready_step(batch.x)
-        return step.train(self._input(batch.x), batch.y, batch.sample_weight, before_update)
+        gate = self.training_gate if before_update is None else before_update
+        return step.train(self._input(batch.x), batch.y, batch.sample_weight, gate)
 
     def test_batch(self, batch: Batch) -> dict[str, float]:
         """``loss`` and metrics of a batch, without dropout and without an update."""
@@ -377,7 +379,9 @@ class Sequential(Stack):
     def __getstate__(self) -> dict[str, Any]:
         # Live buffers and bound calls stay behind: a copy is rebuilt from config, as a file would be.
         state = self.capture() if self.built else None
-        return {"config": self.get_config(), "compiled": self._compiled, "state": state}
+        # The config of the state: a layer may be trainable or not since the compile that made its slots.
+        config = self.get_config() if state is None else state.config
+        return {"config": config, "compiled": self._compiled, "state": state}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         self.__dict__.update(vars(type(self).from_config(pickled["config"])))

@@ -97,7 +97,8 @@ class Optimizer:
 
     @property
     def by_rows(self) -> bool:
-        """Whether gradients of zero change nothing, to the bit, so that rows without may be left out."""
+        """Whether gradients of zero change nothing, to the bit, so that rows without may be left out. That
+        is so for learning rates that are finite and not negative."""
         return False
 
     def build(self, params: Array, grads: Array, table: Table | None = None, layout: object = None) -> None:

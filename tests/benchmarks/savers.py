@@ -11,6 +11,8 @@ of fsync were counted):
 asynccb           ``ModelCheckpoint(save_freq=...)``: HDF5, atomic                                  yes
 h5py inline       the same weights, a dataset each, in an inline hook of the same training           no
 copyto            the limit: an inline hook copies tensor by tensor into warm buffers; no file       no
+torch in asynccb  a torch module under ``Trainer``, whose ``live`` shows its tensors and whose
+                  ``train_batch`` asks the gate before ``optimizer.step()``; a snapshot, no file    no
 Keras             ``ModelCheckpoint(save_freq=..., save_weights_only=True)``: ``.weights.h5``        no
 Orbax             ``StandardCheckpointer`` (it is the asynchronous one), jitted, donated steps       yes
 DCP               torch ``async_save``, default stager, files synced by default                     yes
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 PEERS = ("Keras", "Orbax", "DCP", "DCP gated", "Lightning")
 SPARSE_PEERS = ("DCP", "DCP gated", "Lightning")
+ADAPTED = "torch in asynccb"
 LEARNING_RATE = 1e-6
 EMBEDDED = 64
 
@@ -192,6 +195,75 @@ def _our_model(job: Job) -> Any:
     return model
 
 
+def adapted(job: Job, folder: str) -> Callable[[int, int], Told]:
+    """A model of another framework under asynccb: what a copy costs it, without a file."""
+    import torch
+
+    from asynccb import Callback, Trainer
+    from asynccb.protocols import LiveState
+
+    class State:
+        def __init__(self, arrays: Any) -> None:
+            self.arrays = dict(enumerate(arrays))
+
+        def save(self, path: Any, *, weights_only: bool = False) -> None:
+            raise NotImplementedError
+
+        def to_model(self) -> Any:
+            raise NotImplementedError
+
+    class Module:
+        metrics_names = ("loss",)
+        stop_training = False
+
+        def __init__(self) -> None:
+            self.net = _torch_net(job)
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=LEARNING_RATE)
+            self.tensors = [parameter.detach().numpy() for parameter in self.net.parameters()]
+            self.segments = [(at, 0, len(tensor)) for at, tensor in enumerate(self.tensors)]
+
+        def live(self) -> LiveState:
+            return LiveState(self.tensors, self.segments, [None] * len(self.tensors), State)
+
+        def train_batch(self, batch: Any, before_update: Any = None) -> dict[str, float]:
+            self.optimizer.zero_grad(set_to_none=False)
+            x, y = map(torch.from_numpy, (batch.x, batch.y))
+            loss = torch.nn.functional.mse_loss(self.net(x), y)
+            loss.backward()
+            if before_update.copying:
+                before_update()
+            self.optimizer.step()
+            return {"loss": loss.item()}
+
+    class Clock(Callback):
+        changes_model = False
+
+        def __init__(self, every: int) -> None:
+            self.ended: list[float] = []
+            self.every = every
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.run.expect_copies()
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> Any:
+            self.ended.append(time.perf_counter())
+            if is_save(batch, self.every):
+                return self.use(self.run.snapshot_now(self, pooled=True))
+            return None
+
+        async def use(self, snapshot: Any) -> None:
+            snapshot.release()
+
+    module, data = Module(), batch_of(job)
+
+    def run(steps: int, every: int) -> Told:
+        clock = Clock(every)
+        asyncio.run(Trainer(module, seed=1).fit([data] * steps, verbose=0, callbacks=clock))
+        return Told(clock.ended, saved=steps // every if every else 0)
+
+    return run
+
+
 # Peers ------------------------------------------------------------------------------------------------------
 
 
@@ -272,15 +344,7 @@ def orbax(job: Job, folder: str) -> Callable[[int, int], Told]:
 def torch(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
     import torch
 
-    if job.sparse:
-        embedding = torch.nn.Embedding(job.rows, EMBEDDED, sparse=True)
-        model = torch.nn.Sequential(embedding, torch.nn.Flatten(), torch.nn.Linear(EMBEDDED, 1))
-    else:
-        model = torch.nn.Sequential(*(torch.nn.Linear(job.width, job.width) for _ in range(job.layers)))
-        with torch.no_grad():
-            for layer in model:
-                layer.weight.copy_(torch.from_numpy(kernel(job.width).T))
-                layer.bias.zero_()
+    model = _torch_net(job)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     x, y = map(torch.from_numpy, batch_of(job))
     saver = {"DCP": _dcp, "DCP gated": _dcp_gated, "Lightning": _lightning}[how]()
@@ -301,6 +365,20 @@ def torch(job: Job, folder: str, how: str) -> Callable[[int, int], Told]:
         return Told(ended, saved=steps // every if every else 0)
 
     return run
+
+
+def _torch_net(job: Job) -> Any:
+    import torch
+
+    if job.sparse:
+        embedding = torch.nn.Embedding(job.rows, EMBEDDED, sparse=True)
+        return torch.nn.Sequential(embedding, torch.nn.Flatten(), torch.nn.Linear(EMBEDDED, 1))
+    net = torch.nn.Sequential(*(torch.nn.Linear(job.width, job.width) for _ in range(job.layers)))
+    with torch.no_grad():
+        for layer in net:
+            layer.weight.copy_(torch.from_numpy(kernel(job.width).T))
+            layer.bias.zero_()
+    return net
 
 
 class _Saver(NamedTuple):
@@ -379,6 +457,8 @@ def trains(name: str, job: Job, folder: str) -> Callable[[int, int], Told]:
         return orbax(job, folder)
     if name in SPARSE_PEERS:
         return torch(job, folder, name)
+    if name == ADAPTED:
+        return adapted(job, folder)
     return ours(job, folder, name)
 
 

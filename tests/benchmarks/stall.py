@@ -25,7 +25,7 @@ import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness import Contenders, Result, Scale, alternate, main, over
-from savers import PEERS, SPARSE_PEERS, Job, Told, trains
+from savers import ADAPTED, PEERS, SPARSE_PEERS, Job, Told, trains
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,8 @@ def _measure_case(result: Result, scale: Scale, case: Case) -> None:
     job, saves = case.job, 1 if scale.quick else SAVES[case.job.megabytes]
     peers = (SPARSE_PEERS if job.sparse else PEERS) if case.peers and scale.peers else ()
     with tempfile.TemporaryDirectory(prefix="stall-") as folder, Contenders() as there:
-        for number, name in enumerate((*OURS, *(BESIDE if case.peers else ()), *peers)):
+        beside = (*BESIDE, *(() if job.sparse else (ADAPTED,))) if case.peers and scale.peers else ()
+        for number, name in enumerate((*OURS, *beside, *peers)):
             there.add(name, trains, name, job, f"{folder}/{number}", threads=case.threads)
         result.left_out += [name for name in there.missing if name not in result.left_out]
         window = _window(there, job)
@@ -149,6 +150,8 @@ def _say(result: Result, case: Case, window: int, told: dict[str, list[Told]]) -
     result.claim(f"{title}: stall / copy, typical", over([usual["asynccb"]], copy), "x", target)
     noise = [abs(value) for value in (*stall["nothing"], usual["nothing"])]
     result.claim(f"{title}: noise / copy, by round and typical", over(noise, copy * len(noise)), "x")
+    if ADAPTED in stall:
+        result.claim(f"{title}: {ADAPTED}, stall / copy", over(stall[ADAPTED], limit), "x", 1.1)
     peers = [name for name in stall if name in PEERS]
     if peers:
         best = min(peers, key=lambda name: statistics.median(stall[name]))

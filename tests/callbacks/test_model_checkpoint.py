@@ -84,7 +84,7 @@ class FakeRun:
     def expect_copies(self) -> None:
         pass
 
-    def room_for_copy(self) -> bool:
+    def room_for_copy(self, callback: object) -> bool:
         return self.room
 
     def snapshot_now(self, callback: object, *, pooled: bool) -> FakeSnapshot:

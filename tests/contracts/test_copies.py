@@ -233,3 +233,31 @@ async def test_a_hook_that_sets_the_weights_while_a_copy_is_made_does_not_tear_i
     )
     assert len(keeps.found) == 100
     assert keeps.found == keeps.expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("how", ["in a hook", "in a subclass"])
+async def test_a_batch_that_is_trained_without_the_gate_asks_it_all_the_same(
+    kind: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+    put = copying._Handed.put  # the copier comes as late as it can
+    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+
+    class TrainsOneMore(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.model.train_batch(Batch(kind.x[:20], kind.y[:20], None, 20))
+
+    class DropsTheGate(Sequential):
+        def train_batch(self, batch: Any, before_update: Any = None) -> dict[str, float]:
+            return super().train_batch(batch)
+
+    model = kind.build()
+    if how == "in a subclass":
+        model.__class__ = DropsTheGate
+    keeps = Keeps(model)
+    callbacks = [keeps, *([TrainsOneMore()] if how == "in a hook" else [])]
+    await Trainer(model, seed=1).fit(kind.x, kind.y, batch_size=20, epochs=2, verbose=0, callbacks=callbacks)
+    assert len(keeps.found) == 40
+    assert keeps.found == keeps.expected

@@ -166,3 +166,12 @@ def test_a_batch_touches_only_its_rows():
     model.train_batch(batch)
     changed = np.flatnonzero((model.layers[0].weights[0].value != before).any(axis=1))
     assert changed.tolist() == np.unique(batch.x).tolist()
+
+
+def test_a_table_stays_where_it_is_when_another_layer_changes():
+    """A large one would else be there twice at every compile."""
+    model = make(SGD(0.5))
+    table = model._network.table.value
+    model.layers[-1].trainable = False
+    model.compile(SGD(0.5), "mse")
+    assert model._network.table.value is table

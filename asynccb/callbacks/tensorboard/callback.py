@@ -67,10 +67,11 @@ class TensorBoard(Callback):
     ``log_dir``; TensorBoard then shows them as one run. Give each its own folder to tell them apart.
 
     When an epoch's awaitable is done, its scalars are with the operating system, so that a kill loses none;
-    they are forced onto the disk about once a second and at the end. Histograms, images and embeddings are
-    made on a thread of their own, one epoch's at a time, and are there when the training is over. No batch
-    and no other callback waits for any of it. While one epoch's are still being made or written, those of the
-    next are left out, counted in ``skipped``. When the disk fails, or does not answer for 60 s, the error is
+    they are forced onto the disk with the first write after a second, and at the end. Histograms, images and
+    embeddings are made on a thread of their own, one epoch's at a time, and are there when the training is
+    over. No batch waits for any of it. While one epoch's are still being made or written, or both places for
+    copies of the model are taken (by checkpoints that a slow disk holds up), those of the next are left out,
+    counted in ``skipped``. When the disk fails, or does not answer for 60 s, the error is
     raised once, the training goes on (``on_error`` is "warn"), and later writes are counted in ``dropped``.
 
     Args:
@@ -239,11 +240,12 @@ class TensorBoard(Callback):
         if not (histograms or projector) or writer is None or writer.failed:
             return None
         # In this order: the loop starts the last one before it forgets that it was handed over.
-        waits = self._handed_over is not None and self._handed_over() is not None
-        if waits or self._sideline.busy:
+        handed_over = self._handed_over
+        waits = handed_over is not None and handed_over() is not None
+        if waits or self._sideline.busy or not self.run.room_for_copy(self):
             self.skipped += 1
             return None
-        snapshot = self.run.snapshot_now(self, pooled=True)
+        snapshot = self._snapshot(pooled=True)
 
         def take() -> None:
             if projector is not None:

@@ -20,13 +20,16 @@ from asynccb.errors import ArgumentError, nearest
 from asynccb.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
 __all__ = ["Embedding", "Projector", "chosen_layers"]
+
+_TOGETHER = 1 << 16
+"""Numbers that are made text at a time."""
 
 KEPT = 5
 """Saves that stay on the disk, as with the saver that Keras used."""
@@ -179,7 +182,7 @@ class Projector:
         path = os.path.join(self._folder, _file_name(name))
         binary = _is_told_from_text(values)
         path += ".bin" if binary else ".tsv"
-        atomic_write(path, _writes(values.data if binary else _as_text(values)))
+        atomic_write(path, _writes(values.data) if binary else _writes_each(_as_text(values)))
         return _Table(name, path, values.shape, embedding.layer)
 
     def _entry(self, table: _Table) -> str:
@@ -206,12 +209,17 @@ class Projector:
         return os.path.relpath(path, self._log_dir).replace(os.sep, "/")
 
 
-def _writes(content: bytes | memoryview) -> Callable[[str], None]:
+def _writes(*pieces: bytes | memoryview) -> Callable[[str], None]:
+    return _writes_each(pieces)
+
+
+def _writes_each(pieces: Iterable[bytes | memoryview]) -> Callable[[str], None]:
     def write(path: str) -> None:
         with open(path, "xb", buffering=0) as file:
-            left = memoryview(content).cast("B")
-            while left:
-                left = left[file.write(left) :]
+            for piece in pieces:
+                left = memoryview(piece).cast("B")
+                while left:
+                    left = left[file.write(left) :]
 
     return write
 
@@ -227,8 +235,12 @@ def _is_told_from_text(values: Array) -> bool:
     return False
 
 
-def _as_text(values: Array) -> bytes:
-    return "".join("\t".join(map(repr, row)) + "\n" for row in values.tolist()).encode()
+def _as_text(values: Array) -> Iterator[bytes]:
+    """Some rows at a time: as text and Python numbers a table takes many times its own memory."""
+    rows = max(1, _TOGETHER // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        part = values[start : start + rows].tolist()
+        yield "".join("\t".join(map(repr, row)) + "\n" for row in part).encode()
 
 
 def _quoted(text: str) -> str:

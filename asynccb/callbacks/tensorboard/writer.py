@@ -3,8 +3,8 @@
 tensorboardX is not used: it puts a queue of ten and a thread between ``add_scalar`` and the file, so
 that a flush flushes what has arrived, not what was added, and when the thread has died of a full disk the
 eleventh call blocks for ever. Here a write is one job on a daemon thread of the file's own: when it is done,
-its records are on the disk; when the disk refuses, the job raises; when it does not answer, the job is
-abandoned after a deadline and the thread with it.
+its records are the operating system's, and every second or so on the disk; when the disk refuses, the job
+raises; when it does not answer, the job is abandoned after a deadline and the thread with it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class EventWriter:
     async def write(self, build: Callable[[], Iterable[bytes]]) -> None:
         """Writes what ``build`` answers; ``build`` is called on the writer's thread.
 
-        Order: that of the calls. The records are on the disk when this returns. Never blocks the loop.
+        Order: that of the calls. The records are the operating system's when this returns, so that a kill
+        loses none; they are forced onto the disk with the first write after a second, and at the end. Never
+        blocks the loop.
 
         Raises:
             OSError: the disk refused (a TimeoutError: it did not answer). Raised once; later writes are

@@ -94,6 +94,10 @@ class FakeRun:
         self.name = name
         self.arrays: dict[str, Any] = arrays or {}
         self.snapshots: list[FakeSnapshot] = []
+        self.room = True
+
+    def room_for_copy(self, callback: object) -> bool:
+        return self.room
 
     def snapshot_now(self, callback: object, *, pooled: bool) -> FakeSnapshot:
         assert pooled
@@ -388,7 +392,11 @@ async def test_where_the_model_cannot_be_looked_into_there_are_weights_and_one_w
 @pytest.mark.asyncio
 async def test_histograms_are_of_the_model_at_the_epochs_end(tmp_path: Path) -> None:
     model, x = small_model(), np.ones((5, 4), np.float32)
-    run = SimpleNamespace(name="r", snapshot_now=lambda callback, pooled: Snapshot(model.capture(), 0, 0))
+    run = SimpleNamespace(
+        name="r",
+        snapshot_now=lambda callback, pooled: Snapshot(model.capture(), 0, 0),
+        room_for_copy=lambda callback: True,
+    )
     callback = TensorBoard(tmp_path, histogram_freq=1)
     kernel, outputs = float(model.get_weights()[0].max()), model.activations(x)["dense"]
     await begin(callback, run, model, (x, np.eye(3, dtype=np.float32)[[0] * 5]))
@@ -490,6 +498,21 @@ async def test_histograms_are_skipped_while_the_disk_has_not_taken_the_last_ones
         await hook
     await call(callback.on_train_end, {})
     assert [step for step, _ in points(read(tmp_path), "loss")] == [0, 1, 2]
+
+
+@pytest.mark.asyncio
+async def test_where_checkpoints_hold_all_copies_the_histograms_are_skipped_and_the_training_goes_on(
+    tmp_path: Path,
+) -> None:
+    callback, run = TensorBoard(tmp_path, 1), FakeRun(arrays={"w": np.eye(2)})
+    await begin(callback, run, ShowsItsLayers(), VALIDATION)
+    for epoch, run.room in ((0, False), (1, True)):
+        await call(callback.on_epoch_end, epoch, {"loss": 1.0})
+    await call(callback.on_train_end, {})
+    found = read(tmp_path)
+    assert [event.step for event in found.Histograms("w")] == [1]
+    assert [event.step for event in found.Scalars("loss")] == [0, 1]
+    assert (callback.skipped, len(run.snapshots)) == (1, 1)
 
 
 @pytest.mark.asyncio

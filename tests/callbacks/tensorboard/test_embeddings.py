@@ -17,6 +17,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 from werkzeug.test import Client
 
+from asynccb.callbacks.tensorboard import embeddings as embeddings_room
 from asynccb.callbacks.tensorboard.embeddings import Projector, chosen_layers
 from asynccb.errors import ArgumentError, CheckpointWriteError
 from asynccb.models import Dense, Embedding, Flatten, Sequential
@@ -94,6 +95,17 @@ TABLES = {
 def test_any_table_comes_back_although_the_page_guesses_its_format(tmp_path: Path, table: Any) -> None:
     page = saved(tmp_path, {0: table})
     assert np.array_equal(page.tensor("embedding.ckpt-0"), table.astype("f4"), equal_nan=True)
+
+
+def test_a_table_becomes_text_a_few_rows_at_a_time_and_no_row_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embeddings_room, "_TOGETHER", 7)
+    values = np.arange(24, dtype=np.float32).reshape(8, 3)
+    pieces = list(embeddings_room._as_text(values))
+    assert [piece.count(b"\n") for piece in pieces] == [2, 2, 2, 2]
+    lines = b"".join(pieces).decode().splitlines()
+    assert [[float(number) for number in line.split("\t")] for line in lines] == values.tolist()
 
 
 def test_control_zeros_as_plain_bytes_break_the_page(tmp_path: Path) -> None:
