@@ -76,6 +76,8 @@ class Figure:
             return ""
         if math.isinf(self.median):
             return "lost in the noise"
+        if self.median < 0 < self.target:
+            return "met, below the noise"
         met = sum(value <= self.target for value in self.values)
         if met in (0, len(self.values)):
             return "met" if met else "missed"

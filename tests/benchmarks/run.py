@@ -1,12 +1,13 @@
-"""All benchmarks in one go, and the one table: figure, spread, target.
+"""The benchmarks of the loop, the callbacks and the saves in one go, and one table: figure, spread, target.
 
     python tests/benchmarks/run.py [--only NAME ...] [--rounds N] [--quick | --full] [--no-peers]
                                    [--json FILE] [--plot FILE]
 
 A quarter of an hour on two cores, a few minutes with ``--quick``. Peers that are not installed are left out
 and named; for all of them: ``pip install keras jax torch pytorch-ignite lightning orbax-checkpoint
-requests``. Every benchmark can be run by itself too. Keep the machine quiet meanwhile; what is to be compared
-was measured in turns, so quote the ratios, with the spread.
+requests``. Every benchmark can be run by itself too, and three have tables of their own: ``model.py`` (beside
+torch and Keras), ``files.py`` (bytes to disk) and ``records.py`` (TensorBoard and CSV). Keep the machine
+quiet meanwhile; what is to be compared was measured in turns, so quote the ratios, with the spread.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ alternate in one training: N batches after a save, N batches that follow them, a
 the file to be written meanwhile. So drift of the machine falls on both alike, and what a save costs later
 than at its own batch counts too. The first save of a training is left out for everybody: it makes buffers,
 folders and caches. "nothing" is the same reckoning on a training that does not save: the noise of the method.
-"typical" takes the median over all saves for each of the N batches first, which a busy machine disturbs less.
+"typical" takes the median over all saves for each of the N batches first, which a busy machine disturbs less,
+and which leaves out what a save costs at another batch each time: it has no target.
 The gate wait is what the training itself says that it waited for a copy or for memory to copy into, per save.
 
 Limit: ``copyto`` of every tensor into warm buffers, in an inline hook of the same training at the same
@@ -147,7 +148,7 @@ def _say(result: Result, case: Case, window: int, told: dict[str, list[Told]]) -
     target = 0.5 if case.threads == 1 else 1.0
     result.claim(f"{title}: stall / copy", over(stall["asynccb"], limit), "x", target)
     copy = [statistics.median(limit)]
-    result.claim(f"{title}: stall / copy, typical", over([usual["asynccb"]], copy), "x", target)
+    result.claim(f"{title}: stall / copy, typical", over([usual["asynccb"]], copy), "x")
     noise = [abs(value) for value in (*stall["nothing"], usual["nothing"])]
     result.claim(f"{title}: noise / copy, by round and typical", over(noise, copy * len(noise)), "x")
     if ADAPTED in stall:

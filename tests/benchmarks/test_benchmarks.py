@@ -86,6 +86,10 @@ def test_a_verdict_says_where_the_rounds_do_not_agree(harness: Any) -> None:
     assert verdicts == ["met", "missed", "met in 1 of 3"]
 
 
+def test_a_cost_below_nothing_is_said_to_be_noise(harness: Any) -> None:
+    assert harness.Figure("", [-0.5, 0.1, -0.2], "x", 1.0).verdict == "met, below the noise"
+
+
 def test_a_ratio_over_what_got_lost_in_the_noise_meets_no_target(harness: Any) -> None:
     assert harness.Figure("", harness.over([1.0], [-0.5]), "x", 1.0).verdict == "lost in the noise"
 

@@ -24,7 +24,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness import Contenders, Result, Scale, alternate, main, over
+from harness import Contenders, Result, Scale, alternate, main, minus, over
 from savers import empty
 
 if TYPE_CHECKING:
@@ -181,6 +181,8 @@ def measure(scale: Scale) -> Result:
     if ("Keras", True) in seconds:
         beside = over(seconds["Keras", True], seconds["Keras", False])
         result.claim("Keras: everything on / bare", beside, "x")
+        costs = [minus(seconds[name, True], seconds[name, False]) for name in ("asynccb", "Keras")]
+        result.claim("asynccb's overhead / Keras' overhead, in seconds", over(*costs), "x")
         shares = over([value - 1 for value in ratio], [value - 1 for value in beside])
         result.claim("asynccb's overhead / Keras' overhead", shares, "x", 0.33)
     return result
