@@ -62,7 +62,9 @@ class Driver:
         """As it was when the thread left its loop."""
         self.snapshots = snapshots
         # A model that is never copied beside the training need not ask.
-        self.before_update: Gate | None = snapshots.gate if getattr(model, "has_live", True) else None
+        self.before_update: Gate | None = (
+            snapshots.gate if getattr(model, "has_live", hasattr(model, "live")) else None
+        )
         self._model = model
         self._program = program
         self._dispatcher = dispatcher

@@ -132,11 +132,17 @@ class Model(Protocol):
     def capture(self) -> ModelState:
         """A consistent copy of weights and optimizer state, made at once; legal between two batches only."""
 
+
+class ShowsItself(Protocol):
+    """What a :class:`Model` may have beyond the rest, so that it is copied beside its training."""
+
     def live(self) -> LiveState | None:
-        """What :meth:`capture` copies, so that it can be copied beside the next batch; legal between two
-        batches only. None: this model can only ``capture``, while the training waits.
+        """What ``capture`` copies; legal between two batches only. None: it can only ``capture``, while the
+        training waits.
 
         A model that answers anything else asks the gate of ``train_batch`` before it overwrites any of it.
+        One that has an attribute ``always_asks = True`` promises that for whatever else overwrites it too,
+        hooks of users' callbacks included; for all others a copy is completed before such a hook runs.
         """
 
 

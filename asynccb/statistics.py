@@ -30,8 +30,10 @@ class Phases:
         self._now = (phase, perf_counter())
 
     def enter(self, phase: str | None) -> str:
-        """Ends the phase under way and begins another; None: none. Answers the one that ended."""
+        """Ends the phase under way and begins another; None: none, for good. Answers the one that ended."""
         before, began = self._now
+        if not before:  # ended; a thread that was given up as stuck has come back
+            return before
         now = perf_counter()
         self._seconds[before] = self._seconds.get(before, 0.0) + now - began
         self._now = (phase or "", now)

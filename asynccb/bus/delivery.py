@@ -155,6 +155,7 @@ class Consumer:
         """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is
         closed."""
         self.ended = self.mailbox.closed = True
+        self._set_busy(False)
         self.mailbox.discard_all()
 
     async def _run(self) -> None:

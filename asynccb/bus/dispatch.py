@@ -192,7 +192,7 @@ class Dispatcher:
             own = subscriber.inline.get(name)
             for at, hook in enumerate(hooks):
                 # In its place: the training thread may be going through this very list.
-                if own is not None and (own is hook or own is getattr(hook, "hook", None)):
+                if own is hook:
                     hooks[at] = _nothing
 
     def stream(self, since: int | None, allowed: Callable[[], None]) -> EventStream:
@@ -204,18 +204,22 @@ class Dispatcher:
     def snapshot(self, callback: Any, capture: Callable[..., Snapshot], *, pooled: bool) -> Snapshot:
         """The model as it is now, for an inline hook of ``callback``."""
         snapshot = self._snapshots.take(callback, capture, pooled=pooled)
-        # The hooks of a batch run in a tight loop, in which nobody looks whether a copy is under way.
-        if not self._one_by_one and any(s.past_the_gate for s in self._after(callback)):
+        if self._may_be_torn(callback):
             self._gate.finish()
         return snapshot
+
+    def _may_be_torn(self, callback: Any) -> bool:
+        """Whether the model may be changed past the gate before anybody looks for a copy under way: by the
+        hook that asked, or by those behind it in the tight loop over the hooks of a batch."""
+        at = next((at for at, s in enumerate(self.subscribers) if s.callback is callback), None)
+        if at is None:  # wrapped into another one
+            return True
+        behind = at + 1 if self._one_by_one else len(self.subscribers)
+        return any(subscriber.past_the_gate for subscriber in self.subscribers[at:behind])
 
     def shares_copy(self, callback: Any) -> bool:
         """Whether :meth:`snapshot` would give it a handle on a copy that another hook of this event has."""
         return self._snapshots.shared(callback) is not None
-
-    def _after(self, callback: Any) -> list[Subscriber]:
-        at = next(at for at, subscriber in enumerate(self.subscribers) if subscriber.callback is callback)
-        return self.subscribers[at + 1 :]
 
     def silence(self) -> None:
         """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
@@ -329,7 +333,7 @@ class Dispatcher:
             for queue, limit, box in tight if index % GLANCE else every:
                 if len(queue) >= limit:
                     box.overflow(entry)
-            if not wakeup.rung and appends:
+            if not wakeup.rung:
                 wakeup.ring()
             if lockstep:
                 self._wait_lockstep(lockstep, hook_name)

@@ -47,8 +47,12 @@ class HookSnapshots:
 
     def shared(self, callback: Any) -> Snapshot | None:
         """A handle on a copy that ``callback`` may share."""
+        at = self._at.get(id(callback))
         for owner, snapshot in reversed(self.taken):
-            between = self._changes[self._at[id(owner)] : self._at[id(callback)]]
+            owned_at = self._at.get(id(owner))
+            if at is None or owned_at is None:  # wrapped into another callback
+                return None
+            between = self._changes[owned_at : max(at, owned_at + 1)]
             if not snapshot.released and not any(between):
                 held: Snapshot = snapshot
                 return held

@@ -41,6 +41,9 @@ class SnapshotHandle(Protocol):
     epoch: int
 
     @property
+    def alone(self) -> bool: ...
+
+    @property
     def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]: ...
 
     def save(self, path: str | PathLike[str], *, weights_only: bool = False) -> None: ...
@@ -119,7 +122,8 @@ class Callback:
     def snapshot(self) -> SnapshotHandle:
         """A consistent copy of the model at this very moment. Legal in inline hooks only.
 
-        All callbacks of this hook share one copy. A large one is made beside the next batch, whose update
+        Callbacks share one copy of an event, as far as no hook between them may have changed the model
+        (``changes_model``). A large one is made beside the next batch, whose update
         waits for it; the coroutine that the hook returns begins when it is made.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.say import say
@@ -59,8 +59,6 @@ class LearningRateScheduler(Callback):
         ValueError: at the start, a model without ``optimizer.lr`` and ``.learning_rate``; in an epoch, a
             schedule that returned None, a string, NaN or an infinity.
     """
-
-    changes_model: ClassVar[bool] = False
 
     def __init__(self, schedule: Callable[..., Any], *, verbose: int = 0) -> None:
         self._takes_rate = _takes_rate(schedule)

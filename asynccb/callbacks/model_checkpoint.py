@@ -281,7 +281,7 @@ class ModelCheckpoint(Callback):
 
     def _hand_over(self, path: str, epoch: int) -> Coroutine[Any, Any, None] | None:
         waiting, older = self._take_waiting(path)
-        if older is not None and not self.run.room_for_copy(self):
+        if older is not None and older.alone and not self.run.room_for_copy(self):
             older.release()  # else the training would wait for the save that runs, to replace one that waits
             older = None
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.learning_rate_scheduler import LearningRate
@@ -51,8 +51,6 @@ class ReduceLROnPlateau(Callback):
         ArgumentError: ``factor`` of 1 or more, ``epsilon`` and ``min_delta`` together, ``monitor`` no name.
         ValueError: at the start, a model without ``optimizer.lr`` and ``.learning_rate``.
     """
-
-    changes_model: ClassVar[bool] = False
 
     def __init__(
         self,

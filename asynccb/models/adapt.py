@@ -29,7 +29,7 @@ def adapt(model: object) -> Model:
     """
     if isinstance(model, type):
         raise ArgumentError("model", model, "is a class, not an instance", f"Write {model.__name__}(...)")
-    if isinstance(model, Model):
+    if isinstance(model, Model) and _takes_gate(model.train_batch):
         return model
     if not callable(getattr(model, "train_batch", None)):
         raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
@@ -40,7 +40,7 @@ class BareModel:
     """The ``Model`` around an object that has little more than ``train_batch``.
 
     Attributes:
-        user_model: the object.
+        user_model: the object, or what it drives itself where it says so.
         has_test: whether it has ``test_batch``.
         has_predict: whether it has ``predict_batch``.
         has_capture: whether it has ``capture``.
@@ -48,7 +48,8 @@ class BareModel:
     """
 
     def __init__(self, model: Any) -> None:
-        self.user_model = model
+        self._model = model
+        self.user_model = getattr(model, "user_model", model)
         self._train: Callable[..., Mapping[str, Any]] = model.train_batch
         self._gated = _takes_before_update(self._train)
         self.has_test = callable(getattr(model, "test_batch", None))
@@ -59,13 +60,13 @@ class BareModel:
     @property
     def metrics_names(self) -> Sequence[str]:
         """The object's own, else empty: not known before it trains."""
-        return tuple(getattr(self.user_model, "metrics_names", None) or ())
+        return tuple(getattr(self._model, "metrics_names", None) or ())
 
     def check_ready(self, *, training: bool) -> None:
         """Refuses to test without ``test_batch``; asks the object's own ``check_ready``, if it has one."""
         if not training:
             self._require_test()
-        own = getattr(self.user_model, "check_ready", None)
+        own = getattr(self._model, "check_ready", None)
         if callable(own):
             own(training=training)
 
@@ -73,13 +74,13 @@ class BareModel:
         self, x: Any, y: Any, sample_weight: Any, *, name: str = "x", training: bool = True
     ) -> None:
         """Asks the object's own ``check_data``, if it has one."""
-        own = getattr(self.user_model, "check_data", None)
+        own = getattr(self._model, "check_data", None)
         if callable(own):
             own(x, y, sample_weight, name=name, training=training)
 
     def direction(self, metric: str) -> str | None:
         """The object's own answer; without one ``"min"`` for ``loss`` and ``val_loss``, else None."""
-        own = getattr(self.user_model, "direction", None)
+        own = getattr(self._model, "direction", None)
         if callable(own):
             return cast("str | None", own(metric))
         return "min" if metric in ("loss", "val_loss") else None
@@ -99,7 +100,7 @@ class BareModel:
             ArgumentError: if the object has no ``test_batch``.
         """
         self._require_test()
-        return cast("Mapping[str, Any]", self.user_model.test_batch(batch))
+        return cast("Mapping[str, Any]", self._model.test_batch(batch))
 
     def predict_batch(self, batch: Batch) -> Any:
         """The outputs for a batch.
@@ -108,7 +109,7 @@ class BareModel:
             ArgumentError: if the object has no ``predict_batch``.
         """
         self.require("predict_batch", self.has_predict, "to predict", "predict_batch(batch) -> outputs")
-        return self.user_model.predict_batch(batch)
+        return self._model.predict_batch(batch)
 
     def capture(self) -> ModelState:
         """A copy of the object's state.
@@ -118,11 +119,11 @@ class BareModel:
         """
         shown = "capture() -> an object with arrays, save(path) and to_model()"
         self.require("capture", self.has_capture, "for snapshots and checkpoints", shown)
-        return cast("ModelState", self.user_model.capture())
+        return cast("ModelState", self._model.capture())
 
     def live(self) -> LiveState | None:
         """The object's own answer; None where it has no ``live``."""
-        return cast("LiveState | None", self.user_model.live()) if self.has_live else None
+        return cast("LiveState | None", self._model.live()) if self.has_live else None
 
     def _require_test(self) -> None:
         shown = "test_batch(batch) -> dict of logs"
@@ -131,7 +132,17 @@ class BareModel:
     def require(self, method: str, present: bool, purpose: str, shown: str) -> None:
         """Raises ArgumentError saying what to add, unless it is present."""
         if not present:
-            raise ArgumentError("model", self.user_model, f"{method} is needed {purpose}", f"Add {shown}")
+            raise ArgumentError("model", self._model, f"{method} is needed {purpose}", f"Add {shown}")
+
+
+def _takes_gate(train_batch: Callable[..., Any]) -> bool:
+    """Whether the loop can call it with the batch and the gate, by position."""
+    try:
+        parameters = list(inspect.signature(train_batch).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    by_position = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return by_position[1:2] == ["before_update"]
 
 
 def _takes_before_update(train_batch: Callable[..., Any]) -> bool:

@@ -100,6 +100,7 @@ class Sequential(Stack):
         names = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
         chosen, found = losses.get(loss), optimizers.get(optimizer)
         metrics_room.check(names)
+        self._settle()
         found.claim(self)
         self.optimizer, self._loss, self._metrics = found, chosen, names
         self._compiled = config.compiled_of(found, loss, names)

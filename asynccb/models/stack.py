@@ -132,8 +132,16 @@ class Stack:
         """Whether the layers have their weights."""
         return self._input_shape is not None
 
+    def _settle(self) -> None:
+        """Completes a copy of the model that is under way: what comes now changes what it copies, or how that
+        is divided."""
+        gate = self.training_gate
+        if gate is not None and gate.copying:
+            gate()
+
     def _unbind(self) -> None:
         """Forgets what was bound to the layers as they were."""
+        self._settle()
         self._network = None
 
     def _bind(self) -> Network:
@@ -182,9 +190,7 @@ class Stack:
             if weight.shape != array.shape:
                 shown = in_words(f"shape {array.shape}")
                 raise ArgumentError("weights", shown, f"{weight.path} has shape {weight.shape}")
-        gate = self.training_gate
-        if gate is not None and gate.copying:
-            gate()
+        self._settle()
         network.write(given)
 
     def _input(self, samples: Any) -> Array:

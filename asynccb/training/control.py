@@ -237,6 +237,11 @@ class Control:
         if (self.closing and not unending) or predicate():
             return True
         started = time.monotonic()
+        outer = (
+            self.waiting,
+            self._stop_ends,
+            self._predicate,
+        )  # a copy may be completed inside of another wait
         self.waiting = reason
         self._stop_ends = stop_ends
         self._predicate = predicate
@@ -262,7 +267,7 @@ class Control:
                     complain(time.monotonic() - started)
                     complain = None
         finally:
-            self.waiting = self._predicate = None
+            self.waiting, self._stop_ends, self._predicate = outer
             self.waited[reason] += time.monotonic() - started
 
     def leave(self) -> None:

@@ -138,14 +138,14 @@ class Copy:
             if at >= end:
                 return False
             self._next += 1
-            pair = self._pairs[at]
+            pair, moved = self._pairs[at], self._moved
         assert pair is not None
         try:
             np.copyto(*pair)
         except BaseException as error:  # nobody may wait for ever for this segment
             self.error = error
         self._end_of(at)
-        self._moved()
+        moved()
         return True
 
     def done(self, upto: int | None = None) -> bool:
@@ -214,12 +214,18 @@ class Copy:
         # The oldest of the rows kept is the one as it was at the moment of the copy: it is written last.
         for array, rows, values in reversed(self._kept):
             self._target.arrays[array][rows] = values
-        self._kept, self._pairs, self._live = [], [], ()  # a snapshot kept for long keeps no model alive
+        # A snapshot that is kept for long keeps no model alive, and no run.
+        self._kept, self._pairs, self._live = [], [], ()
         with self._lock:
+            self._moved = _nothing
             self._whole.set()
             then, self._then = self._then, []
         for function in then:
             function()
+
+
+def _nothing() -> None:
+    """Stands where somebody was to be told, who need not be any more."""
 
 
 class Warming:
@@ -281,10 +287,12 @@ class Copying:
         return copy
 
     def warm(self, target: Target) -> Warming | None:
-        """Has the copier's thread write to ``target``, until it is stopped; None where it is too small."""
-        warming = Warming(target) if target.nbytes > AT_ONCE else None
-        if warming is not None:
-            self._hand_over(warming)
+        """Has the copier's thread write to ``target``, until it is stopped; None where it is too small, or
+        the thread has a copy to make."""
+        if target.nbytes <= AT_ONCE or self.copying:
+            return None
+        warming = Warming(target)
+        self._hand_over(warming)
         return warming
 
     def _hand_over(self, work: Copy | Warming) -> bool:
@@ -343,8 +351,9 @@ class Copying:
 
 
 class _Handed:
-    """From the training thread to the copier: the newest work, for what has not been taken by then is done
-    already, or no longer wanted."""
+    """From the training thread to the copier: the newest work alone. A copy that has not been taken by then
+    is made already, for there is one at a time, and no warming comes while it is under way; a warming may
+    go."""
 
     def __init__(self) -> None:
         self._newest: deque[Copy | Warming | None] = deque(maxlen=1)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "Snapshot", "Snapshots"]
 
 POOLED = 2
-"""Copies for our own writers that may exist at a time: one being written, one waiting or being made."""
+"""Copies for our own writers that may exist at a time: one being written, one waiting or being made. One more
+for each further callback that writes."""
 
 
 class Snapshot:
@@ -81,6 +82,11 @@ class Snapshot:
     @property
     def released(self) -> bool:
         return self._state is None
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the one handle on its copy, so that a release frees memory."""
+        return self._shared.held == 1
 
     @property
     def whole(self) -> bool:
@@ -145,6 +151,10 @@ class Shared:
         self._slot = [] if slot is None else [slot]
         self._pool = pool
 
+    @property
+    def held(self) -> int:
+        return len(self._handles)
+
     def hold(self) -> None:
         self._handles.append(None)
 
@@ -155,9 +165,9 @@ class Shared:
 
     def own(self) -> None:
         """The memory leaves the pool for good."""
-        slot = self._take_slot()
-        if slot is not None and self._pool is not None:
-            self._pool.forget(slot)
+        slot, pool, self._pool = self._take_slot(), self._pool, None
+        if slot is not None and pool is not None:
+            pool.forget(slot)
 
     def end(self) -> None:
         """The last handle was released."""
@@ -167,7 +177,7 @@ class Shared:
 
     def give_back(self) -> None:
         """Returns the memory to the pool, as soon as no thread writes to it any more."""
-        slot, pool = self._take_slot(), self._pool
+        slot, pool, self._pool = self._take_slot(), self._pool, None
         if slot is None or pool is None:
             return
         if self.copy is None:
@@ -225,7 +235,11 @@ class Pool:
 
     def has_room(self) -> bool:
         while self.orphans:
-            self.orphans.popleft().give_back()
+            try:
+                orphan = self.orphans.popleft()
+            except IndexError:  # another thread looks too
+                break
+            orphan.give_back()
         return bool(self._free)
 
     def first(self) -> Slot | None:
@@ -243,7 +257,14 @@ class Pool:
 
     def forget(self, slot: Slot) -> None:
         """Its memory belongs to somebody else now; a new place takes its own."""
-        self._free.appendleft(Slot())
+        self._slots[self._slots.index(slot)] = new = Slot()
+        self._free.appendleft(new)
+
+    def grow(self) -> None:
+        """Room for one more copy."""
+        new = Slot()
+        self._slots.append(new)
+        self._free.appendleft(new)
 
 
 class Snapshots:
@@ -258,6 +279,7 @@ class Snapshots:
         self.made = 0
         self.gate = Copying(control, name)
         self._model = model
+        self._writers = 0
         self._pool = Pool(POOLED, control)
 
     def take(self, step: int, epoch: int, *, pooled: bool = False) -> Snapshot:
@@ -281,8 +303,19 @@ class Snapshots:
         return snapshot
 
     def expect(self) -> None:
-        """Pooled snapshots will be taken: gets memory for the first one, beside the training."""
-        slot, live = self._pool.first(), self._model.live()
+        """One more callback will take pooled snapshots: room for one more of them, and for the first callback
+        memory for its first, got beside the training."""
+        self._writers += 1
+        if self._writers > 1:
+            self._pool.grow()
+            return
+        try:
+            live = self._live()
+        except (
+            Exception
+        ):  # a model that is not built yet; what is wrong with any other, its first copy will say
+            return
+        slot = self._pool.first()
         if slot is not None and slot.target is None and live is not None:
             slot.target = Target(live)
             slot.warming = self.gate.warm(slot.target)
@@ -290,6 +323,11 @@ class Snapshots:
     def has_room(self) -> bool:
         """Whether a pooled snapshot can be had without waiting."""
         return self._pool.has_room()
+
+    def _live(self) -> LiveState | None:
+        live = getattr(self._model, "live", None)
+        found: LiveState | None = None if live is None else live()
+        return found
 
     def _slot(self) -> Slot:
         if not self._pool.has_room():
@@ -304,7 +342,7 @@ class Snapshots:
 
     def _take(self, step: int, epoch: int, slot: Slot | None) -> Snapshot:
         pool = None if slot is None else self._pool
-        live = self._model.live()
+        live = self._live()
         if live is None:
             return Snapshot(self._model.capture(), step, epoch, Shared(None, slot, pool))
         target = _target(live, slot)

@@ -13,7 +13,6 @@ import pytest
 
 from asynccb.bus import clock as clock_room
 from asynccb.bus import inline
-from asynccb.bus.clock import Timed
 from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
 from asynccb.bus.inline import as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
@@ -515,15 +514,11 @@ class Ends(Inline):
         self.seen.append((self.name, "end"))
 
 
-@pytest.mark.parametrize("timed", [False, True])
-def test_a_muted_callback_gets_its_closing_hooks_inline_and_no_other(timed: bool) -> None:
+def test_a_muted_callback_gets_its_closing_hooks_inline_and_no_other() -> None:
     seen: list[Any] = []
     bench = Bench(Ends("a", seen), Ends("muted", seen), Ends("c", seen))
     bench.dispatcher.begin(TrainBegin, 0)
     emit = bench.dispatcher.emit
-    if timed:
-        hooks = bench.dispatcher._inline["on_train_batch_end"]
-        hooks[:] = [Timed(hook) for hook in hooks]
     bench.dispatcher.mute(bench.subscribers[1])
     emit.batch_end(0, Logs(), 0, 0)
     emit.epoch_end(0, Logs(), 0)
@@ -590,6 +585,45 @@ def test_a_copy_is_not_shared_over_a_hook_that_may_have_changed_the_model() -> N
         False,
         True,
     ]
+
+
+def test_a_callback_that_asks_twice_in_one_hook_gets_two_copies_if_it_may_have_changed_the_model() -> None:
+    for changes, copies in ((True, 2), (False, 1)):
+        snapshots, captures = inline.HookSnapshots([("asks", changes)]), []
+
+        def capture(*, pooled: bool, captures: list[bool] = captures) -> Snapshot:
+            captures.append(pooled)
+            return Snapshot(State(), 0, 0)  # type: ignore[arg-type]
+
+        _both = [snapshots.take("asks", capture) for _ in range(2)]
+        assert len(captures) == copies
+
+
+def test_a_callback_that_is_wrapped_into_another_one_shares_no_copy_and_its_copy_is_made_at_once() -> None:
+    inner = Callback()
+
+    class Wraps(Callback):
+        changes_model = False
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            def capture(*, pooled: bool) -> Snapshot:
+                bench.gate.copying = True
+                return Snapshot(State(), 0, 0)  # type: ignore[arg-type]
+
+            bench.dispatcher.snapshot(inner, capture, pooled=True)
+            bench.dispatcher.snapshot(self, capture, pooled=True)
+            bench.dispatcher.snapshot(inner, capture, pooled=True)
+
+    bench = Bench(Wraps())
+    bench.dispatcher.emit.batch_end(0, Logs(), 0, 1)
+    assert (bench.gate.finished, bench.gate.copying) == (2, False)
+
+
+def test_a_stream_alone_rings_for_batches() -> None:
+    bench = Bench()
+    _stream = bench.readers.open(None, 0, lambda: None)
+    bench.dispatcher.emit.batch_end(0, Logs(), 0, 1)
+    assert bench.bell.calls == ["ring"]
 
 
 class Saves(Callback):

@@ -46,6 +46,7 @@ class FakeSnapshot:
     def __init__(self, number: int, before: Callable[[], None]) -> None:
         self.step = self.epoch = self.number = number
         self.released = 0
+        self.alone = True
         self.freed = threading.Event()
         self.weights_only: bool | None = None
         self._before = before
@@ -692,6 +693,43 @@ async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
     assert run.stats.waits.get("pool", 0) == run.stats.waits.get("mailbox", 0) == 0
     assert checkpoint.superseded >= 8
     assert np.unique(np.frombuffer((tmp_path / "w.h5").read_bytes())).tolist() == [10.0]
+
+
+@pytest.mark.asyncio
+async def test_two_checkpoints_of_one_training_do_not_hold_it_up_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share each copy, so that none of them alone gives its memory back."""
+    go_on = threading.Event()
+    save = Snapshot.save
+
+    def slow(snapshot: Snapshot, path: Any, *, weights_only: bool = False) -> None:
+        assert go_on.wait(30)
+        save(snapshot, path, weights_only=weights_only)
+
+    monkeypatch.setattr(Snapshot, "save", slow)
+
+    class GoOn(Callback):
+        def on_train_end(self, logs: Any = None) -> None:
+            go_on.set()
+
+    both = [ModelCheckpoint(tmp_path / name) for name in ("a.h5", "b.h5")]
+    run = Trainer(ScriptedModel()).start(np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[*both, GoOn()])
+    await run
+    assert run.stats.waits.get("pool", 0) == run.stats.waits.get("mailbox", 0) == 0
+    for name in ("a.h5", "b.h5"):
+        assert np.unique(np.frombuffer((tmp_path / name).read_bytes())).tolist() == [10.0]
+
+
+@pytest.mark.asyncio
+async def test_a_model_without_an_input_shape_is_saved_though_it_is_built_by_its_first_batch(
+    tmp_path: Path,
+) -> None:
+    model = Sequential([Dense(4), Dense(2)], seed=1)
+    model.compile("sgd", "mse")
+    batches = [(np.ones((4, 3), "float32"), np.ones((4, 2), "float32"))] * 3
+    await Trainer(model).fit(batches, verbose=0, callbacks=[ModelCheckpoint(tmp_path / "w.h5")])
+    assert load_model(tmp_path / "w.h5").get_weights()[0].shape == (3, 4)
 
 
 @pytest.mark.asyncio

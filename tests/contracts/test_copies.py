@@ -261,3 +261,27 @@ async def test_a_batch_that_is_trained_without_the_gate_asks_it_all_the_same(
     await Trainer(model, seed=1).fit(kind.x, kind.y, batch_size=20, epochs=2, verbose=0, callbacks=callbacks)
     assert len(keeps.found) == 40
     assert keeps.found == keeps.expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+async def test_a_hook_that_compiles_the_model_anew_while_a_copy_is_made_does_not_tear_it(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another optimizer has other slots, so that what is copied is divided otherwise."""
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+    put = copying._Handed.put  # the copier comes as late as it can
+    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+
+    class Compiles(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            loss = "mse" if isinstance(kind, Table) else "categorical_crossentropy"
+            self.model.compile(["sgd", "adam", "adagrad"][batch % 3], loss)
+
+    model = kind.build()
+    keeps = Keeps(model)
+    await Trainer(model, seed=1).fit(
+        kind.x, kind.y, batch_size=20, epochs=2, verbose=0, callbacks=[keeps, Compiles()]
+    )
+    assert len(keeps.found) == 40
+    assert keeps.found == keeps.expected

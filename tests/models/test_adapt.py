@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from asynccb.errors import ArgumentError
@@ -122,3 +123,53 @@ def test_a_class_is_refused_with_the_call_to_write():
 def test_what_cannot_train_is_refused_with_what_a_model_is(thing):
     with pytest.raises(ArgumentError, match="a model is a Sequential, or any object with train_batch"):
         adapt(thing)
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_full_model_whose_batches_take_no_gate_by_position_is_gated_as_a_whole(by_keyword):
+    """A subclass that overrides ``train_batch(batch)``, or takes the gate by keyword alone."""
+    asked = []
+
+    class Plain(Sequential):
+        def train_batch(self, batch):
+            asked.append("trains")
+            return super().train_batch(batch)
+
+    class Keyword(Sequential):
+        def train_batch(self, batch, *, before_update=None):
+            asked.append("trains")
+            before_update()
+            return super().train_batch(batch)
+
+    model = (Keyword if by_keyword else Plain)([Dense(2, input_dim=3)], seed=1)
+    model.compile("sgd", "mse")
+    adapted = adapt(model)
+    assert adapted is not model
+    assert adapted.user_model is model
+    batch = Batch(np.ones((4, 3), "float32"), np.ones((4, 2), "float32"), None, 4)
+
+    class Gate:
+        copying = False
+
+        def __call__(self, segments=None):
+            asked.append("asks")
+
+    adapted.train_batch(batch, Gate())
+    assert asked == (["trains", "asks"] if by_keyword else ["asks", "trains"])
+
+
+def test_an_adapter_that_has_no_live_drives_its_users_model_as_before():
+    class Adapter:
+        user_model = object()
+        metrics_names = ("loss",)
+
+        def check_ready(self, *, training): ...
+        def check_data(self, x, y, sample_weight, *, name="x", training=True): ...
+        def direction(self, metric): ...
+        def train_batch(self, batch, before_update=None): ...
+        def test_batch(self, batch): ...
+        def predict_batch(self, batch): ...
+        def capture(self): ...
+
+    given = Adapter()
+    assert adapt(given) is given

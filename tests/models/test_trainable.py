@@ -209,3 +209,9 @@ def test_a_frozen_embedding_is_no_table_of_the_optimizer():
     model.train_batch(Batch(np.array([[1, 2, 3]]), np.ones((1, 1)), None, 1))
     np.testing.assert_array_equal(layers[0].weights[0].value, before)
     assert model._network.table is None
+
+
+def test_one_weight_cannot_be_frozen_by_itself():
+    """The files know layers that are trainable, and no weights."""
+    with pytest.raises(AttributeError):
+        make().layers[0].weights[0].trainable = False

@@ -394,6 +394,27 @@ def test_a_cancel_leaves_at_the_next_safe_point_and_again_at_each_that_follows(w
             getattr(control, where)()
 
 
+def test_a_wait_inside_of_another_gives_back_what_the_outer_one_waits_for() -> None:
+    """A copy is completed inside of a lockstep wait: forgotten, the outer wait would hear of its end by
+    polling."""
+    bench = Bench(poll=PATIENT)
+    done = threading.Event()
+    bench.control.capture = lambda: inside()  # type: ignore[assignment,return-value]
+
+    def inside() -> Copied:
+        bench.control.wait("gate", lambda: True, unending=True)
+        looks = iter([False, True])
+        bench.control.wait("gate", lambda: next(looks), unending=True)
+        return Copied(1)
+
+    bench.start(lambda: bench.control.wait("lockstep", done.is_set))
+    bench.copy()
+    assert bench.control.waiting == "lockstep"
+    done.set()
+    bench.control.nudge()
+    assert bench.result() is True
+
+
 def test_while_a_run_closes_only_being_given_up_interrupts() -> None:
     control = Bench().control
     control.interrupt_with("cancelled", "now")

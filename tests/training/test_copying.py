@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -250,12 +251,25 @@ def test_who_has_to_wait_copies_what_nobody_has_begun(gate: Copying, held: Held)
     assert "trainer" in held.by
 
 
-def test_the_time_at_the_gate_is_counted_as_waiting(gate: Copying) -> None:
-    state = live(np.ones(1000), pieces=4)
-    gate.begin(state, Target(state))
+def test_the_time_at_the_gate_is_counted_as_waiting(
+    gate: Copying, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(copying, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(gate._control, "wait", lambda *given, **more: copy.wait())
+    state = live(np.ones(4), pieces=2)
+    copy = gate.begin(state, Target(state))
+    assert held.begun.acquire(timeout=PATIENT)  # the copier has begun the first, we make the second
+    copyto = copying.np.copyto
+
+    def takes_time(target: Array, source: Array) -> None:
+        clock[0] += 0.25
+        copyto(target, source)
+
+    monkeypatch.setattr(copying.np, "copyto", takes_time)
+    held.go_on.release(2)
     gate()
-    assert gate._control.waited["gate"] >= 0
-    assert set(gate._control.waited) <= {"gate"}
+    assert gate._control.waited["gate"] == 0.25
 
 
 def test_nothing_ends_the_wait_at_the_gate_but_the_copy(held: Held) -> None:
@@ -405,6 +419,51 @@ def test_two_copies_at_a_time_then_the_training_waits_for_a_release() -> None:
     thread.join(PATIENT)
     assert third[0].step == 3
     assert made.gate._control.waits["pool"] == 1
+    made.close()
+
+
+def test_memory_that_left_the_pool_is_forgotten_there() -> None:
+    made = snapshots()
+    kept = made.take(1, 0, pooled=True).own()
+    del kept
+    assert [slot.target for slot in made._pool._slots] == [None, None]
+    made.close()
+
+
+def test_there_is_one_place_more_for_each_further_callback_that_writes() -> None:
+    made = snapshots()
+    for _ in range(3):
+        made.expect()
+    held = [made.take(step, 0, pooled=True) for step in range(4)]
+    assert not made.has_room()
+    held[0].release()
+    assert made.has_room()
+    made.close()
+
+
+def test_a_model_that_cannot_be_copied_yet_is_no_error_before_its_first_copy() -> None:
+    class NotBuilt:
+        def live(self) -> LiveState:
+            raise ValueError("not built")
+
+    made = snapshots(NotBuilt())
+    made.expect()
+    with pytest.raises(ValueError, match="not built"):
+        made.take(1, 0, pooled=True)
+    assert made.has_room()
+    made.close()
+
+
+def test_memory_is_not_warmed_while_a_copy_is_under_way_which_would_lose_its_place(held: Held) -> None:
+    made = snapshots()
+    first = made.take(1, 0)
+    assert held.begun.acquire(timeout=PATIENT)
+    made.expect()
+    slot = made._pool.first()
+    assert slot is not None
+    assert slot.warming is None
+    held.go_on.release()
+    assert first.arrays["0"].tolist() == [0, 0, 0, 0]
     made.close()
 
 
@@ -590,6 +649,48 @@ async def test_a_model_that_does_not_ask_the_gate_tears_its_copies() -> None:
     model = Stamped(tensors=40, size=40_000, asks=False)
     await Trainer(model).fit(np.zeros((100, 1)), batch_size=1, verbose=0, callbacks=[writer])
     assert any(found != [float(step)] for step, found in writer.stamps)
+
+
+@pytest.mark.asyncio
+async def test_a_hook_that_changes_the_model_right_after_its_own_copy_does_not_tear_it() -> None:
+    class Zeroes(LagsBehind):
+        changes_model = True
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> Any:
+            later = super().on_train_batch_end(batch, logs)
+            for tensor in self.model.tensors:
+                tensor.fill(-1.0)
+            return later
+
+        on_epoch_end = on_train_batch_end
+
+    writer = Zeroes()
+    model = Stamped(tensors=20, size=20_000)
+    await Trainer(model).fit(np.zeros((50, 1)), batch_size=1, verbose=0, callbacks=[writer])
+    assert writer.stamps == [*((step, [float(step)]) for step in range(1, 51)), (50, [-1.0])]
+
+
+@pytest.mark.asyncio
+async def test_a_snapshot_that_is_kept_keeps_no_run_alive_and_no_data() -> None:
+    class Data(np.ndarray[Any, Any]):
+        pass
+
+    kept: list[Any] = []
+
+    class Takes(Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            kept.append(self.snapshot())
+
+    data = np.zeros((20, 1)).view(Data)
+    model = Stamped(tensors=4, size=1000)
+    run = Trainer(model).start(data, batch_size=1, verbose=0, callbacks=Takes())
+    await run
+    gone = [weakref.ref(data), weakref.ref(run), weakref.ref(model)]
+    del data, run, model
+    while [reference() is None for reference in gone] != [True, True, True]:  # its task and thread end first
+        await asyncio.sleep(0)
+        gc.collect()
+    assert len(kept[0].arrays) == 4
 
 
 @pytest.mark.asyncio

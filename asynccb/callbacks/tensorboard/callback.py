@@ -163,6 +163,8 @@ class TensorBoard(Callback):
             self._projector = Projector(folder, file.unique_name, embeddings)
             self._projector.prepare()
         self._part = self._part_to_look_at() if self.histogram_freq else None
+        if self.run is not None and (self.histogram_freq or self._projector):
+            self.run.expect_copies()
         return self._begin(graph_of(self.model) if self.write_graph else None)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> Coroutine[Any, Any, None]:

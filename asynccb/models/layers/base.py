@@ -44,7 +44,8 @@ class Weight:
         path: ``"<layer name>/<name>"``.
         value: the live array. It may be a view of the model's flat parameters and change at any time during a
             training; :meth:`numpy` copies. Read-only once the model is bound: ``model.set_weights`` writes.
-        trainable: whether it is learned and its layer is trainable. What a compiled model does follows from
+        trainable: whether it is learned and its layer is trainable; set it on the layer. What a compiled
+        model does follows from
             how this was when it was compiled.
         learned: whether gradients may change it at all; running means are changed in other ways.
         by_rows: whether a batch touches few rows of it.
@@ -52,13 +53,21 @@ class Weight:
         table: where the gradients of its rows are gathered, if it is trained row by row.
     """
 
-    __slots__ = ("by_rows", "grad", "learned", "name", "path", "table", "trainable", "value")
+    __slots__ = ("_trainable", "by_rows", "grad", "learned", "name", "path", "table", "value")
 
     def __init__(self, path: str, value: Array, spec: WeightSpec, trainable: bool) -> None:
         self.name, self.path, self.value = spec.name, path, value
-        self.learned, self.by_rows, self.trainable = spec.learned, spec.by_rows, spec.learned and trainable
+        self.learned, self.by_rows, self._trainable = spec.learned, spec.by_rows, spec.learned and trainable
         self.grad: Array | None = None
         self.table: Table | None = None
+
+    @property
+    def trainable(self) -> bool:
+        return self._trainable
+
+    def follow(self, layer_trainable: bool) -> None:
+        """Its layer is trainable from now on, or is not."""
+        self._trainable = layer_trainable and self.learned
 
     @property
     def shape(self) -> Shape:
@@ -158,7 +167,7 @@ class Layer:
     def trainable(self, value: bool) -> None:
         self._trainable = bool(value)
         for weight in self.weights:
-            weight.trainable = self._trainable and weight.learned
+            weight.follow(self._trainable)
 
     def weight_specs(self, input_shape: Shape) -> list[WeightSpec]:
         """The weights for samples of this shape, in the order of the file. Allocates nothing."""
