@@ -10,24 +10,19 @@ from __future__ import annotations
 import itertools
 import threading
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from asynccb.bus.clock import HookClock, Timed
 from asynccb.bus.inline import HookSnapshots, as_coroutine
-from asynccb.bus.mailbox import CODES, WORK, Mailbox, Work
+from asynccb.bus.mailbox import CODES, WORK, Work
+from asynccb.bus.table import BATCH_KINDS, Emit, InlineFailure, Subscriber
 from asynccb.events import (
-    BatchBegin,
-    BatchEnd,
     CheckpointSaved,
     EpochBegin,
     EpochEnd,
     ExceptionRaised,
     FrozenLogs,
     Logs,
-    PredictBatchBegin,
-    PredictBatchEnd,
-    TestBatchBegin,
-    TestBatchEnd,
     TestBegin,
     TestEnd,
 )
@@ -35,84 +30,18 @@ from asynccb.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asynccb.bus.mailbox import Entry
+    from asynccb.bus.mailbox import Entry, Mailbox
     from asynccb.bus.readers import EventStream, Readers
+    from asynccb.bus.table import Emitter
     from asynccb.bus.wakeup import Wakeup
     from asynccb.training.control import Control
     from asynccb.training.copying import Copying
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["Dispatcher", "Emit", "Subscriber"]
+__all__ = ["Dispatcher", "Emit", "InlineFailure", "Subscriber"]
 
 GLANCE = 16
 """Batches between two looks at the length of a roomy mailbox."""
-Emitter = Any  # a function of the event's fields without their number, or None where nobody wants the event
-
-
-_BATCH_KINDS: dict[str, Any] = {
-    "batch_begin": BatchBegin,
-    "batch_end": BatchEnd,
-    "test_batch_begin": TestBatchBegin,
-    "test_batch_end": TestBatchEnd,
-    "predict_batch_begin": PredictBatchBegin,
-    "predict_batch_end": PredictBatchEnd,
-}
-
-
-class Subscriber:
-    """One callback as the bus sees it."""
-
-    def __init__(
-        self,
-        name: str,
-        callback: Any,
-        inline: dict[str, Callable[..., Any]],
-        beside: dict[str, Callable[..., Any]],
-        mailbox: Mailbox,
-        *,
-        lockstep: bool,
-        changes_model: bool = True,
-        model_asks: bool = False,
-    ) -> None:
-        self.name = name
-        self.callback = callback
-        self.inline = inline
-        self.beside = beside
-        self.mailbox = mailbox
-        self.lockstep = lockstep
-        self.changes_model = changes_model and bool(inline)
-        # Whether a copy under way must be completed before its hooks: they may write past the gate.
-        self.past_the_gate = self.changes_model and not model_asks
-        self.begun = False
-        self.muted = False
-        self.closing_hooks: set[str] = set()
-        """The closing hooks that were called inline."""
-
-
-class Emit(NamedTuple):
-    """One version of the hook table."""
-
-    logs: type[dict[str, Any]]
-    epoch_begin: Emitter
-    epoch_end: Emitter
-    batch_begin: Emitter
-    batch_end: Emitter
-    test_begin: Emitter
-    test_end: Emitter
-    test_batch_begin: Emitter
-    test_batch_end: Emitter
-    predict_batch_begin: Emitter
-    predict_batch_end: Emitter
-
-
-class InlineFailure(NamedTuple):
-    """An inline hook raised; told to ``failed`` before the exception goes on."""
-
-    subscriber: Subscriber
-    hook: str
-    seq: int
-    epoch: int | None
-    error: BaseException
 
 
 class Dispatcher:
@@ -160,7 +89,7 @@ class Dispatcher:
         # reaches them all.
         self._inline = {
             kind.hook: [s.inline[kind.hook] for s in subscribers if kind.hook in s.inline]
-            for kind in _BATCH_KINDS.values()
+            for kind in BATCH_KINDS.values()
         }
         # By identity, and kept beside the lists: `silence` empties these under the feet of a stuck thread.
         self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
@@ -239,9 +168,7 @@ class Dispatcher:
 
     def _build(self) -> Emit:
         shared = self._readers.wanted or any(
-            kind.hook in subscriber.beside
-            for kind in _BATCH_KINDS.values()
-            for subscriber in self.subscribers
+            kind.hook in subscriber.beside for kind in BATCH_KINDS.values() for subscriber in self.subscribers
         )
         return Emit(
             # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will
@@ -251,7 +178,7 @@ class Dispatcher:
             epoch_end=self._always(EpochEnd),
             test_begin=self._always(TestBegin),
             test_end=self._always(TestEnd),
-            **{name: self._per_batch(kind) for name, kind in _BATCH_KINDS.items()},
+            **{name: self._per_batch(kind) for name, kind in BATCH_KINDS.items()},
         )
 
     def _per_batch(self, kind: type[Any]) -> Emitter:
