@@ -668,10 +668,9 @@ async def test_a_save_is_written_though_the_copy_that_was_to_replace_it_could_no
     assert run.saved == [("w.h5", 0)]
 
 
-@pytest.mark.asyncio
-async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Callback:
+    """A callback at whose end of the training the disk begins to answer."""
     go_on = threading.Event()
     save = Snapshot.save
 
@@ -685,9 +684,16 @@ async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
         def on_train_end(self, logs: Any = None) -> None:
             go_on.set()
 
+    return GoOn()
+
+
+@pytest.mark.asyncio
+async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
+    tmp_path: Path, slow_disk: Callback
+) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "w.h5")
     run = Trainer(ScriptedModel()).start(
-        np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[checkpoint, GoOn()]
+        np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[checkpoint, slow_disk]
     )
     await run
     assert run.stats.waits.get("pool", 0) == run.stats.waits.get("mailbox", 0) == 0
@@ -697,24 +703,11 @@ async def test_a_slow_disk_holds_no_batch_where_newer_saves_replace_older_ones(
 
 @pytest.mark.asyncio
 async def test_two_checkpoints_of_one_training_do_not_hold_it_up_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, slow_disk: Callback
 ) -> None:
     """They share each copy, so that none of them alone gives its memory back."""
-    go_on = threading.Event()
-    save = Snapshot.save
-
-    def slow(snapshot: Snapshot, path: Any, *, weights_only: bool = False) -> None:
-        assert go_on.wait(30)
-        save(snapshot, path, weights_only=weights_only)
-
-    monkeypatch.setattr(Snapshot, "save", slow)
-
-    class GoOn(Callback):
-        def on_train_end(self, logs: Any = None) -> None:
-            go_on.set()
-
     both = [ModelCheckpoint(tmp_path / name) for name in ("a.h5", "b.h5")]
-    run = Trainer(ScriptedModel()).start(np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[*both, GoOn()])
+    run = Trainer(ScriptedModel()).start(np.zeros((4, 1)), epochs=10, verbose=0, callbacks=[*both, slow_disk])
     await run
     assert run.stats.waits.get("pool", 0) == run.stats.waits.get("mailbox", 0) == 0
     for name in ("a.h5", "b.h5"):

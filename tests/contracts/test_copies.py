@@ -171,6 +171,13 @@ KINDS = [Dense5("sgd"), Dense5("adam"), Table("sgd"), Table("adagrad"), Table("a
 IDS = ["dense sgd", "dense adam", "table sgd", "table adagrad", "table adam"]
 
 
+def come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies are made beside the training however small, and the copier comes as late as it can: never."""
+    monkeypatch.setattr(copying, "AT_ONCE", -1)
+    put = copying._Handed.put
+    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+
+
 async def keep(kind: Any, steps: int) -> Keeps:
     model = kind.build()
     keeps = Keeps(model)
@@ -241,9 +248,7 @@ async def test_a_hook_that_sets_the_weights_while_a_copy_is_made_does_not_tear_i
 async def test_a_batch_that_is_trained_without_the_gate_asks_it_all_the_same(
     kind: Any, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "AT_ONCE", -1)
-    put = copying._Handed.put  # the copier comes as late as it can
-    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+    come_late(monkeypatch)
 
     class TrainsOneMore(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -269,9 +274,7 @@ async def test_a_hook_that_compiles_the_model_anew_while_a_copy_is_made_does_not
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another optimizer has other slots, so that what is copied is divided otherwise."""
-    monkeypatch.setattr(copying, "AT_ONCE", -1)
-    put = copying._Handed.put  # the copier comes as late as it can
-    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+    come_late(monkeypatch)
 
     class Compiles(Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.batch_hook import add_batch_end
-from asynccb.callbacks.tensorboard import records as records_of
 from asynccb.callbacks.tensorboard.embeddings import Projector, chosen_layers
 from asynccb.callbacks.tensorboard.graph import graph_of
 from asynccb.callbacks.tensorboard.job import Sideline
 from asynccb.callbacks.tensorboard.layers import activations, first_part, gradients, weights
+from asynccb.callbacks.tensorboard.records import graph as graph_record
+from asynccb.callbacks.tensorboard.records import opening as opening_record
+from asynccb.callbacks.tensorboard.records import scalars
 from asynccb.callbacks.tensorboard.writer import EventFile, EventWriter
 from asynccb.errors import ArgumentError
 from asynccb.text import printable
@@ -190,8 +192,8 @@ class TensorBoard(Callback):
 
     async def _begin(self, graph: bytes | None) -> None:
         now = time.time()
-        opening = [records_of.opening(now)]
-        await self._write(opening if graph is None else [*opening, records_of.graph(now, graph)])
+        opening = [opening_record(now)]
+        await self._write(opening if graph is None else [*opening, graph_record(now, graph)])
 
     async def _write_epoch(
         self,
@@ -209,7 +211,7 @@ class TensorBoard(Callback):
         # `logs` is read here, not in the inline half: only now it has what later callbacks added.
         def records() -> Iterable[bytes]:
             yield from _batch_records(batches)
-            yield records_of.scalars(epoch, wall_time, logs)
+            yield scalars(epoch, wall_time, logs)
 
         await self._write(records())
         self._sideline.raise_error()
@@ -319,7 +321,7 @@ class TensorBoard(Callback):
 
 
 def _batch_records(batches: list[tuple[int, float, Mapping[str, Any]]]) -> Iterable[bytes]:
-    return (records_of.scalars(step, wall_time, logs, "batch_") for step, wall_time, logs in batches)
+    return (scalars(step, wall_time, logs, "batch_") for step, wall_time, logs in batches)
 
 
 def _due(every: int, epoch: int) -> bool:
