@@ -79,7 +79,7 @@ class Target:
         ]
 
     def forget(self) -> None:
-        """The copy was given up: what it holds is nothing's state."""
+        """The copy was given up, or failed: what it holds is nothing's state."""
         self._versions = [None] * len(self.arrays)
 
     def pages(self) -> Iterator[Array]:
@@ -144,6 +144,7 @@ class Copy:
             np.copyto(*pair)
         except BaseException as error:  # nobody may wait for ever for this segment
             self.error = error
+            self._target.forget()
         self._end_of(at)
         moved()
         return True

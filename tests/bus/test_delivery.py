@@ -15,7 +15,7 @@ from asynccb.bus.delivery import SLICE, STRIDE, Consumer, HookFailure
 from asynccb.bus.mailbox import CODES, WORK, Entry, Mailbox, Work, marker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
 BATCH = "on_train_batch_end"
 
@@ -259,6 +259,38 @@ class Clock:
         self.now = 0.0
         monkeypatch.setattr(delivery, "perf_counter", lambda: self.now)
 
+    def hook(self, cost: float) -> Callable[..., Awaitable[None]]:
+        """An async hook that takes so many seconds and never suspends."""
+
+        async def hook(*arguments: Any) -> None:
+            self.now += cost
+
+        return hook
+
+    async def longest_hold(self, work: Coroutine[Any, Any, object]) -> float:
+        """Runs ``work`` and answers for how long nobody else had a turn of the loop."""
+        turns: list[float] = []
+
+        async def others() -> None:
+            while True:
+                turns.append(self.now)
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(others())
+        await settle()
+        await asyncio.create_task(work)
+        await settle()
+        other.cancel()
+        return max(later - earlier for earlier, later in itertools.pairwise(turns))
+
+
+async def handle(benches: list[Bench], batches: int) -> None:
+    for batch in range(batches):
+        for bench in benches:
+            bench.post(BATCH, batch, {})
+    for bench in benches:
+        await bench.drained()
+
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("cost", [1e-6, 1e-5, 1e-4, 9e-4, 5e-3])
@@ -266,25 +298,8 @@ async def test_hooks_that_never_suspend_hold_the_loop_for_about_a_millisecond(
     monkeypatch: pytest.MonkeyPatch, cost: float
 ) -> None:
     clock = Clock(monkeypatch)
-    turns: list[float] = []
-
-    async def hook(*arguments: Any) -> None:
-        clock.now += cost
-
-    async def others() -> None:
-        while True:
-            turns.append(clock.now)
-            await asyncio.sleep(0)
-
-    bench = Bench(on_train_batch_end=hook).start()
-    other = asyncio.create_task(others())
-    await settle()
-    for batch in range(2000):
-        bench.post(BATCH, batch, {})
-    await bench.drained()
-    other.cancel()
-    longest = max(later - earlier for earlier, later in itertools.pairwise(turns))
-    assert longest <= max(2 * SLICE, SLICE + cost)
+    bench = Bench(on_train_batch_end=clock.hook(cost)).start()
+    assert await clock.longest_hold(handle([bench], 2000)) <= max(2 * SLICE, SLICE + cost)
     assert bench.mailbox.handled == 2000
     await bench.end()
 
@@ -296,27 +311,8 @@ async def test_many_consumers_together_hold_the_loop_no_longer_than_one(
 ) -> None:
     """Eight of them, each with its own millisecond, would hold it for eight."""
     clock = Clock(monkeypatch)
-    turns: list[float] = []
-
-    async def hook(*arguments: Any) -> None:
-        clock.now += cost
-
-    async def others() -> None:
-        while True:
-            turns.append(clock.now)
-            await asyncio.sleep(0)
-
-    benches = [Bench(on_train_batch_end=hook).start() for _ in range(8)]
-    other = asyncio.create_task(others())
-    await settle()
-    for batch in range(1000):
-        for bench in benches:
-            bench.post(BATCH, batch, {})
-    for bench in benches:
-        await bench.drained()
-    other.cancel()
-    longest = max(later - earlier for earlier, later in itertools.pairwise(turns))
-    assert longest <= 2 * SLICE
+    benches = [Bench(on_train_batch_end=clock.hook(cost)).start() for _ in range(8)]
+    assert await clock.longest_hold(handle(benches, 1000)) <= 2 * SLICE
     assert [bench.mailbox.handled for bench in benches] == [1000] * 8
     for bench in benches:
         await bench.end()
@@ -328,24 +324,13 @@ async def test_a_hook_of_100_microseconds_without_a_slice_would_hold_the_loop_to
 ) -> None:
     """The control: the same hooks awaited one after the other."""
     clock = Clock(monkeypatch)
-    turns: list[float] = []
+    hook = clock.hook(1e-4)
 
     async def naive() -> None:
-        for _ in range(2000):
-            clock.now += 1e-4
-            await asyncio.wait_for(asyncio.sleep(0), None) if False else None
+        for batch in range(2000):
+            await hook(batch, {})
 
-    async def others() -> None:
-        while True:
-            turns.append(clock.now)
-            await asyncio.sleep(0)
-
-    other = asyncio.create_task(others())
-    await asyncio.sleep(0)
-    await asyncio.create_task(naive())
-    await asyncio.sleep(0)
-    other.cancel()
-    assert max(later - earlier for earlier, later in itertools.pairwise(turns)) > 0.1
+    assert await clock.longest_hold(naive()) > 0.1
 
 
 @pytest.mark.asyncio

@@ -765,15 +765,15 @@ def test_a_coroutine_that_is_closed_before_it_ran_takes_its_snapshot_with_it() -
     again.close()
 
 
-@pytest.mark.asyncio
-async def test_a_cancelled_save_keeps_its_snapshot_until_the_thread_has_left_it(tmp_path: Path) -> None:
+async def cancelled_while_writing(path: Path) -> tuple[ModelCheckpoint, FakeRun, threading.Event]:
+    """A callback whose first save was cancelled while its thread was at work, and what lets that go on."""
     started, go_on = threading.Event(), threading.Event()
 
     def before() -> None:
         started.set()
         go_on.wait(30)
 
-    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
+    checkpoint = ModelCheckpoint(path)
     run = with_run(checkpoint, FakeRun(before))
     await checkpoint.on_train_begin()
     writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
@@ -783,6 +783,12 @@ async def test_a_cancelled_save_keeps_its_snapshot_until_the_thread_has_left_it(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    return checkpoint, run, go_on
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_save_keeps_its_snapshot_until_the_thread_has_left_it(tmp_path: Path) -> None:
+    _, run, go_on = await cancelled_while_writing(tmp_path / "w.h5")
     assert run.snapshots[0].released == 0
     go_on.set()
     assert await asyncio.to_thread(run.snapshots[0].freed.wait, 30)
@@ -813,22 +819,7 @@ async def test_no_save_waits_for_one_of_another_callback_or_for_the_thread_of_hd
 async def test_what_a_cancelled_training_still_writes_comes_before_the_next_trainings_saves(
     tmp_path: Path,
 ) -> None:
-    started, go_on = threading.Event(), threading.Event()
-
-    def before() -> None:
-        started.set()
-        go_on.wait(30)
-
-    checkpoint = ModelCheckpoint(tmp_path / "w.h5")
-    old = with_run(checkpoint, FakeRun(before))
-    await checkpoint.on_train_begin()
-    writing = checkpoint.on_epoch_end(0, {"loss": 1.0})
-    assert writing is not None
-    task = asyncio.create_task(writing)
-    assert await asyncio.to_thread(started.wait, 30)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    checkpoint, old, go_on = await cancelled_while_writing(tmp_path / "w.h5")
     overtaken = threading.Event()
     new = with_run(checkpoint, FakeRun(overtaken.set))
     new.snapshots += old.snapshots  # so that its own is number 1

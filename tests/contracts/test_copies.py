@@ -204,9 +204,8 @@ async def test_a_copier_that_comes_after_the_update_tears_them_unless_the_gate_h
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: a gate that lets updates pass, and a copier that comes as late as it can."""
-    monkeypatch.setattr(copying, "AT_ONCE", -1)
-    put, pass_gate = copying._Handed.put, copying.Copying.__call__
-    monkeypatch.setattr(copying._Handed, "put", lambda self, copy: put(self, copy) if copy is None else None)
+    pass_gate = copying.Copying.__call__
+    come_late(monkeypatch)
     keeps = await keep(kind, 40)
     assert keeps.found == keeps.expected
     monkeypatch.setattr(

@@ -187,6 +187,23 @@ def test_an_error_while_copying_reaches_who_wants_the_copy_and_holds_nobody(
     assert copy.done(2)
 
 
+def test_memory_in_which_a_copy_failed_is_not_taken_to_hold_what_never_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(target: Array, source: Array) -> None:
+        raise MemoryError("no page left")
+
+    state = live(np.arange(8.0), versions=[7])
+    target = Target(state)
+    target.arrays[0][...] = -1
+    with monkeypatch.context() as patched:
+        patched.setattr(copying.np, "copyto", fails)
+        with pytest.raises(MemoryError, match="no page left"):
+            Copy(state, target, lambda: None).wait()
+    Copy(state, target, lambda: None).wait()
+    assert target.arrays[0].tolist() == list(range(8))
+
+
 # ---------------------------------------------------------------- the gate
 
 
