@@ -105,7 +105,8 @@ def _blocks(pieces: Sequence[Buffer], size: int) -> Iterator[Buffer]:
     Where pieces are many they are gathered, in memory that is used again for the next block.
     """
     small = min(_SMALL, max(_SMALLEST, size // 16))
-    gathered, at = memoryview(bytearray(min(_GATHERED, size))), 0
+    room = sum(len(piece) for piece in pieces if len(piece) < small)
+    gathered, at = memoryview(bytearray(min(_GATHERED, room))), 0
     for piece in pieces:
         end = at + len(piece)
         if at and (len(piece) >= small or end > len(gathered)):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import threading
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -284,3 +285,15 @@ def test_many_small_pieces_are_few_blocks_and_large_ones_are_not_copied(sizes, b
     assert sum(size for size, _ in found) == sum(sizes)
     assert len(found) == blocks
     assert all(own for size, own in found if size > 4 << 20)
+
+
+def test_no_more_memory_is_taken_for_gathering_than_the_small_pieces_fill():
+    pieces = [bytes(100_000), bytes(64 << 20), bytes(50_000)]
+    tracemalloc.start()
+    try:
+        for _ in seal._blocks(pieces, sum(map(len, pieces))):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 150_000 <= peak < 160_000
