@@ -7,6 +7,7 @@
     │   └── HookRefused                         a callback's hook cannot be called as it stands
     ├── ModelBusy               (RuntimeError)  the model is in another training
     ├── CallbackBusy            (RuntimeError)  the callback is in another training
+    ├── FolderBusy              (RuntimeError)  another run writes into the folder
     ├── SelfWait                (RuntimeError)  a hook waits for its own run
     ├── NotStarted              (RuntimeError)  the run is still queued
     ├── TornState               (RuntimeError)  the model raised inside a batch: half updated weights
@@ -14,7 +15,9 @@
     ├── CallbackError                           a beside-hook raised, and its ``on_error`` is "raise"
     ├── RunCancelled                            somebody else cancelled the run that you await
     ├── CheckpointWriteError    (OSError)       a file could not be written; the old one is untouched
-    └── FileRefused             (ValueError)    a file that is damaged or not safe to load
+    ├── BackupIncomplete                        a callback did not report its state for a backup in time
+    ├── FileRefused             (ValueError)    a file that is damaged or not safe to load
+    └── ResumeRefused           (ValueError)    the training is not the one that the backup is of
 
 The model's own exception is never wrapped, ModelError's three kinds apart: ``fit`` raises it as it is. All of
 these pickle, so that they can cross processes: each is rebuilt from the arguments of its constructor.
@@ -32,15 +35,18 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "AsynccbError",
+    "BackupIncomplete",
     "CallbackBusy",
     "CallbackError",
     "CheckpointWriteError",
     "Failure",
     "FileRefused",
+    "FolderBusy",
     "HookRefused",
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "ResumeRefused",
     "RunCancelled",
     "SelfWait",
     "TornState",
@@ -123,6 +129,41 @@ class ModelBusy(AsynccbError, RuntimeError):
 
 class CallbackBusy(AsynccbError, RuntimeError):
     """The callback serves another run that is under way; one instance serves one run at a time."""
+
+
+class FolderBusy(AsynccbError, RuntimeError):
+    """Another run owns the folder: what it writes and removes there must not be mixed with a second run's.
+
+    Attributes:
+        folder: the folder.
+        owner: who has it, in its own words; empty where it has not said so yet.
+        pid: number of its process, None where it is not known; on ``host``.
+        host: name of the host.
+        since: when it took the folder, in words.
+        fix: what else can be done; empty where waiting or another folder is all.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        owner: str = "",
+        pid: int | None = None,
+        host: str = "",
+        since: str = "",
+        fix: str = "",
+    ) -> None:
+        super().__init__(folder, owner, pid, host, since, fix)
+        self.folder, self.owner, self.pid = folder, owner, pid
+        self.host, self.since, self.fix = host, since, fix
+
+    def __str__(self) -> str:
+        who = self.owner or "another run"
+        if self.pid is not None:
+            who += f" (process {self.pid} on {self.host}, since {self.since})"
+        text = (
+            f"{self.folder} is in use by {who}. Wait until it has ended, or choose a folder of this run's own"
+        )
+        return f"{text}. {self.fix}" if self.fix else text
 
 
 class SelfWait(AsynccbError, RuntimeError):
@@ -215,6 +256,43 @@ class CheckpointWriteError(AsynccbError, OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.cause)
+
+
+class BackupIncomplete(AsynccbError):
+    """A backup was given up, because what belongs into it did not come; the one before it stands.
+
+    Attributes:
+        missing: the names of the callbacks that have not reported, each with what is known of it.
+    """
+
+    def __init__(self, step: int, missing: list[str]) -> None:
+        super().__init__(step, missing)
+        self.step = step
+        self.missing = missing
+
+    def __str__(self) -> str:
+        return f"the backup of step {self.step} was given up: nothing came from {', '.join(self.missing)}"
+
+
+class ResumeRefused(AsynccbError, ValueError):
+    """A training was not resumed, because it is not the one that the backup is of; nothing was changed.
+
+    Attributes:
+        path: the backup.
+        differences: one line for each.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], differences: list[str]) -> None:
+        super().__init__(os.fspath(path), differences)
+        self.path = os.fspath(path)
+        self.differences = differences
+
+    def __str__(self) -> str:
+        listed = "".join(f"\n  {difference}" for difference in self.differences)
+        return (
+            f"{self.path} is the backup of another training:{listed}\n"
+            "Make them equal to go on from it, or give another folder (or resume=False) to start anew"
+        )
 
 
 class FileRefused(AsynccbError, ValueError):

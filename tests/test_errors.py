@@ -15,14 +15,17 @@ import asynccb
 from asynccb import (
     ArgumentError,
     AsynccbError,
+    BackupIncomplete,
     CallbackBusy,
     CallbackError,
     CheckpointWriteError,
     FileRefused,
+    FolderBusy,
     HookRefused,
     ModelBusy,
     ModelError,
     NotStarted,
+    ResumeRefused,
     RunCancelled,
     SelfWait,
     TornState,
@@ -45,7 +48,11 @@ EXAMPLES: list[AsynccbError] = [
     CallbackError("CSVLogger", "on_train_end"),
     RunCancelled("no more"),
     CheckpointWriteError("a.h5", OSError(errno.ENOSPC, "No space left on device")),
+    BackupIncomplete(12, ["Slow (still busy)"]),
     FileRefused("a.h5", "it is damaged"),
+    ResumeRefused("a.h5", ["seed: 1 there, 2 here"]),
+    FolderBusy("runs/a", "run-1", 7, "host", "2026-11-27 08:00:00 UTC", "Delete it"),
+    FolderBusy("runs/a"),
 ]
 
 
@@ -74,9 +81,11 @@ def test_there_is_an_example_of_every_error() -> None:
         (ArgumentError, ValueError),
         (HookRefused, ArgumentError),
         (FileRefused, ValueError),
+        (ResumeRefused, ValueError),
         (CheckpointWriteError, OSError),
         (ModelBusy, RuntimeError),
         (CallbackBusy, RuntimeError),
+        (FolderBusy, RuntimeError),
         (SelfWait, RuntimeError),
         (NotStarted, RuntimeError),
         (TornState, RuntimeError),
@@ -95,6 +104,15 @@ def test_an_argument_error_names_argument_value_and_mend() -> None:
     error = ArgumentError("epochs", -1, "a whole number from 0 on", "Did you mean 1?")
     assert str(error) == "epochs=-1: a whole number from 0 on. Did you mean 1?"
     assert str(ArgumentError("x", in_words("shape (3, 4)"), "two samples")) == "x=shape (3, 4): two samples"
+
+
+def test_a_busy_folder_names_folder_owner_process_and_mend() -> None:
+    error = FolderBusy("runs/a", "run-1", 7, "host", "2026-11-27 08:00:00 UTC", "Or delete it")
+    assert str(error) == (
+        "runs/a is in use by run-1 (process 7 on host, since 2026-11-27 08:00:00 UTC). "
+        "Wait until it has ended, or choose a folder of this run's own. Or delete it"
+    )
+    assert str(FolderBusy("runs/a")).startswith("runs/a is in use by another run. Wait")
 
 
 def test_what_was_given_is_shown_shortened_and_need_not_pickle() -> None:

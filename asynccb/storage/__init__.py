@@ -1,4 +1,5 @@
-"""Files: written whole or not at all, HDF5 behind one writer and one reader, work in order on one thread."""
+"""Files: written whole or not at all, HDF5 behind one writer and one reader, folders that one run owns, work
+in order on one thread."""
 
 from __future__ import annotations
 

@@ -10,17 +10,14 @@ from asynccb.storage.seal import BESIDE, SIZE, digesting, seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from io import FileIO
 
     Buffer = bytes | memoryview
 
 _MOST_PIECES = 1024  # of one call; every system allows as many
 _MOST_BYTES = 1 << 30  # of one call; some systems count in 32 bits
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOT_HERE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # file systems that cannot allocate ahead
-
-
-def available() -> bool:
-    """Whether the platform has the call."""
-    return hasattr(os, "pwritev")
 
 
 def write_sealed(path: str, pieces: Sequence[Buffer], size: int, check: Callable[[], object]) -> None:
@@ -32,7 +29,7 @@ def write_sealed(path: str, pieces: Sequence[Buffer], size: int, check: Callable
         size: see above.
         check: called when everything is written and before it is made durable.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    descriptor = os.open(path, _NEW_FILE, 0o666)
     try:
         with digesting(pieces, size) as digest:
             _allocate(descriptor, size + SIZE)
@@ -46,6 +43,20 @@ def write_sealed(path: str, pieces: Sequence[Buffer], size: int, check: Callable
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_all(file: FileIO, data: Buffer) -> None:
+    """Writes all of ``data`` where the file stands: a disk may take a part at a time. Blocks.
+
+    Raises:
+        OSError: the disk refused, or took nothing.
+    """
+    left = memoryview(data)
+    while left:
+        written = file.write(left)
+        if not written:
+            raise OSError(errno.EIO, "nothing was written")
+        left = left[written:]
 
 
 def _allocate(descriptor: int, size: int) -> None:
@@ -65,9 +76,19 @@ def _write(descriptor: int, pieces: Sequence[Buffer], at: int = 0) -> None:
     for batch in _batches(pieces):
         waiting = batch
         while waiting:
-            written = os.pwritev(descriptor, waiting, at)
+            written = _put(descriptor, waiting, at)
+            if not written and any(map(len, waiting)):
+                raise OSError(errno.EIO, "nothing was written")
             at += written
             waiting = _rest(waiting, written)
+
+
+def _put(descriptor: int, pieces: Sequence[Buffer], at: int) -> int:
+    """One system call; returns how many bytes it has written."""
+    if hasattr(os, "pwritev"):
+        return os.pwritev(descriptor, pieces, at)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    return os.write(descriptor, next(filter(len, pieces), b""))
 
 
 def _batches(pieces: Sequence[Buffer]) -> Iterator[Sequence[Buffer]]:

@@ -14,8 +14,6 @@ import os
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from asynccb.storage import direct, layout
 from asynccb.storage.atomic import atomic_write
 from asynccb.storage.reader import read_contents
@@ -30,12 +28,13 @@ from asynccb.storage.records import (
     ModelFile,
     ModelLayout,
 )
-from asynccb.storage.seal import add_seal
 from asynccb.storage.serial import SerialExecutor
 from asynccb.storage.template import Template, Templates, Unfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    Buffer = bytes | memoryview
 
 T = TypeVar("T")
 
@@ -84,7 +83,8 @@ def write_model_file(path: str | os.PathLike[str], contents: ModelFile) -> None:
     """Writes a model file, atomically and durably. Blocks. Equal contents give equal bytes.
 
     The first save of a layout waits for the thread of HDF5; later ones wait for nobody, and take no memory of
-    the order of the arrays.
+    the order of the arrays. Arrays that are not in one piece, or not in the machine's order of bytes, wait
+    each time and take twice their memory.
 
     Raises:
         CheckpointWriteError: if it could not be written; what stood at ``path`` is untouched.
@@ -92,13 +92,17 @@ def write_model_file(path: str | os.PathLike[str], contents: ModelFile) -> None:
     atomic_write(path, lambda temporary: _write(temporary, contents), synced=True)
 
 
-def read_model_file(path: str | os.PathLike[str], expect: Callable[[Header], Expected]) -> Contents:
+def read_model_file(
+    path: str | os.PathLike[str], expect: Callable[[Header], Expected], *, sealed: bool = False
+) -> Contents:
     """Reads a model file, on the thread of HDF5; the caller waits for it.
 
     Args:
         path: the file.
-        expect: is given the file's JSON and answers with the shapes that the arrays must have. No array is
-            read or allocated before; what it raises goes to the caller.
+        expect: is given what the file says of itself and answers with the shapes that the arrays must have.
+            None of these is read or allocated before; what it raises goes to the caller.
+        sealed: refuse a file without a seal, which another program may have taken away. Only what this
+            package has written, and nobody has changed since, passes.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -106,19 +110,19 @@ def read_model_file(path: str | os.PathLike[str], expect: Callable[[Header], Exp
             behind a seal is found before the library sees the file.
     """
     name = os.fspath(path)
-    return read_contents(name, expect, _on_thread)
+    return read_contents(name, expect, _on_thread, sealed=sealed)
 
 
 def _write(path: str, contents: ModelFile) -> None:
     """Writes a new file and makes it durable."""
-    state = layout.state_text(contents.extra)
-    template = _templates.get(contents.layout, len(state)) if direct.available() else None
+    state = layout.state_pieces(contents.extra)
+    template = _templates.get(contents.layout, sum(map(len, state)))
     if template is None or not _written_directly(path, template, contents, state):
-        _on_thread(lambda: _write_through_library(path, contents, state))
-        add_seal(path)
+        image = _on_thread(lambda: _made_by_library(contents, state))
+        direct.write_sealed(path, [image], len(image), lambda: None)
 
 
-def _written_directly(path: str, template: Template, contents: ModelFile, state: bytes) -> bool:
+def _written_directly(path: str, template: Template, contents: ModelFile, state: Sequence[Buffer]) -> bool:
     def prove() -> None:
         if not template.proved:
             _on_thread(lambda: template.prove(path, contents.layout))
@@ -130,13 +134,18 @@ def _written_directly(path: str, template: Template, contents: ModelFile, state:
     try:
         direct.write_sealed(path, pieces, template.size, prove)
     except Unfit:
-        _templates.refuse(contents.layout, len(state))
+        _templates.refuse(contents.layout, sum(map(len, state)))
         os.unlink(path)
         return False
     return True
 
 
-def _write_through_library(path: str, contents: ModelFile, state: bytes) -> None:
+def _made_by_library(contents: ModelFile, state: Sequence[Buffer]) -> bytes:
+    """The whole file, in memory.
+
+    The library is kept from the disk: what fails when it releases a dataset, whose numbers it writes then, is
+    swallowed, and what fails when it closes a file has crashed the process later.
+    """
     import h5py
 
     arrays, form = contents.arrays(), contents.layout
@@ -147,9 +156,14 @@ def _write_through_library(path: str, contents: ModelFile, state: bytes) -> None
     training = form.training_config
     if training is not None:
         training = layout.fill_in(training, contents.learning_rate)
-    # The name is ours alone until the rename, so no lock is needed; some network file systems cannot give
-    # one.
-    with h5py.File(path, "w", locking=False, libver=layout.OLDEST) as file:
+    with h5py.File("asynccb file", "w", driver="core", backing_store=False, libver=layout.OLDEST) as file:
         layout.build(file, form, training, dataset)
         if state:
-            file.create_dataset(layout.STATE, data=np.frombuffer(state, np.uint8), track_times=False)
+            ours = file.create_dataset(layout.STATE, (sum(map(len, state)),), "|u1", track_times=False)
+            at = 0
+            for piece in state:
+                ours[at : at + len(piece)] = memoryview(piece)
+                at += len(piece)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+        return image

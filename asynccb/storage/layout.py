@@ -8,7 +8,7 @@ hard-linked under ``model_weights`` for the older reader::
     layers/<class>_<n>/vars/<index>                  the weights
     model_weights/<layer>/<model>/<layer>/<weight>   hard links to them
     optimizer/vars/<index>                           iteration, learning rate, slots
-    asynccb/state                                    JSON that is ours, padded with spaces
+    asynccb/state                                    what is ours: a packed tree, padded with spaces
 
 ``optimizer_weights`` is never written: with it Keras builds an optimizer without slots. Keras takes the
 learning rate of a whole model from ``training_config``, that of weights from ``optimizer/vars/1``: so it is
@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asynccb.storage.records import LEARNING_RATE
+from asynccb.storage.packing import pack
+from asynccb.storage.records import FORMAT, LEARNING_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from asynccb.storage.records import ModelLayout
+
+    Buffer = bytes | memoryview
 
 STATE = "asynccb/state"
 SMALLEST_STATE = 1024  # bytes; a larger one takes the next power of two, so that the layout seldom changes
@@ -38,7 +41,7 @@ SMALLEST_STATE = 1024  # bytes; a larger one takes the next power of two, so tha
 # checksums over what differs from save to save.
 OLDEST = ("earliest", "v110")
 
-_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_SPACES = memoryview(b" " * (1 << 16))
 
 _KERAS_VERSION = "3.0.0"  # readers choose the conversion of old weights by it
 _ATTRIBUTE_LIMIT = 60_000  # bytes; an array attribute must stay below 64 KiB
@@ -102,12 +105,18 @@ def fill_in(training_config: str, rate: float | None) -> str:
     return training_config.replace(HOLE, learning_rate_text(rate))
 
 
-def state_text(extra: Mapping[str, Any]) -> bytes:
-    """The content of ``asynccb/state``; empty where there is none. Its length is a power of two."""
+def state_pieces(extra: Mapping[str, Any]) -> list[Buffer]:
+    """The content of ``asynccb/state`` in pieces, the version of the format in front; none where there is
+    nothing. Together they are as long as a power of two. Arrays are not copied."""
     if not extra:
-        return b""
-    text = _json(extra).encode()
-    return text.ljust(max(SMALLEST_STATE, 1 << (len(text) - 1).bit_length()))
+        return []
+    pieces = pack({"format": FORMAT, **extra})
+    size = sum(map(len, pieces))
+    room = max(SMALLEST_STATE, 1 << (size - 1).bit_length()) - size
+    while room:
+        pieces.append(_SPACES[:room])
+        room -= len(pieces[-1])
+    return pieces
 
 
 def _names(group: Any, attribute: str, names: Sequence[str]) -> None:

@@ -4,24 +4,26 @@ list.
 Allowed are hard-linked groups, and contiguous or chunked, unfiltered datasets of plain integers or floats.
 Soft and external links, external and virtual datasets read other files; object and variable-length types
 follow pointers; filters and shapes make memory out of nothing. Attributes are read only where they are one
-string, which is JSON.
+string, which is JSON. What is ours alone is a tree of plain data.
 
 A file that we wrote is compared with its seal before libhdf5 parses it, so damage never gets there. A hostile
-file can be sealed too, or have no seal, and crash the library. This keeps out what a file may *say*; files of
-strangers belong in a process of their own.
+file can be sealed too, or have no seal, and crash the library or keep it busy for ever. This keeps out what a
+file may *say*; files of strangers belong in a process of their own, with limits of memory and time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from asynccb.errors import FileRefused
 from asynccb.storage.layout import STATE
-from asynccb.storage.records import Contents, Expected, Header
+from asynccb.storage.packing import unpack
+from asynccb.storage.records import FORMAT, Contents, Expected, Header
 from asynccb.storage.seal import check_seal, identity
 
 if TYPE_CHECKING:
@@ -32,14 +34,19 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _MOST_OBJECTS = 200_000
+_MOST_NAMES = 1_000  # beyond one more for each object, which is what a file of ours has
+_DEEPEST = 100
+_LARGEST_CONFIG = 4 << 20  # characters; parsed, JSON may take thirty times its length
 _MOST_TRIES = 10
-_LARGEST_STATE = 256 << 20  # bytes of our own JSON
+_VERSION = re.compile(rb'\{"format":(\d+)')
 
 
 def read_contents(
     path: str,
     expect: Callable[[Header], Expected],
     on_thread: Callable[[Callable[[], Contents | None]], Contents | None],
+    *,
+    sealed: bool,
 ) -> Contents:
     """See :func:`asynccb.storage.hdf5.read_model_file`.
 
@@ -47,7 +54,7 @@ def read_contents(
     """
     for _ in range(_MOST_TRIES):
         try:
-            checked = check_seal(path)
+            checked = check_seal(path, needed=sealed)
         except (FileRefused, FileNotFoundError, PermissionError):
             raise  # the last two are the caller's to see as they are
         except OSError as error:
@@ -69,7 +76,7 @@ def _read(path: str, expect: Callable[[Header], Expected], checked: tuple[int, .
             if identity(status) != checked:
                 return None
             _Walk(path, h5py).check(file)
-            header = _header(path, file, h5py)
+            header = _header(path, file, h5py, status.st_size)
             asked = True
             expected = expect(header)
             asked = False
@@ -90,16 +97,19 @@ class _Walk:
     def __init__(self, path: str, h5py: Any) -> None:
         self._path, self._h5py = path, h5py
         self._seen: set[Any] = set()
+        self._again = 0
 
     def check(self, root: Any) -> None:
-        waiting = [root]
+        waiting = [(root, 0)]
         while waiting:
-            group = waiting.pop()
+            group, depth = waiting.pop()
+            if depth > _DEEPEST:
+                raise FileRefused(self._path, f"its groups are nested more than {_DEEPEST} deep")
             for name in group:
                 place = f"{group.name.rstrip('/')}/{name}"
                 found = self._open(group, name, place)
                 if found is not None and isinstance(found, self._h5py.Group):
-                    waiting.append(found)
+                    waiting.append((found, depth + 1))
 
     def _open(self, group: Any, name: str, place: str) -> Any:
         h5py = self._h5py
@@ -111,6 +121,9 @@ class _Walk:
         found = group[name]
         key = h5py.h5o.get_info(found.id).addr
         if key in self._seen:
+            self._again += 1
+            if self._again > len(self._seen) + _MOST_NAMES:
+                raise FileRefused(self._path, "it holds too many names for too few objects")
             return None
         self._seen.add(key)
         if len(self._seen) > _MOST_OBJECTS:
@@ -136,10 +149,10 @@ class _Walk:
             raise FileRefused(self._path, f"{place} {why}")
 
 
-def _header(path: str, file: Any, h5py: Any) -> Header:
+def _header(path: str, file: Any, h5py: Any, size: int) -> Header:
     model_config = _json(path, file, "model_config", h5py)
     training_config = _json(path, file, "training_config", h5py)
-    return Header(model_config, training_config, _state(path, file))
+    return Header(model_config, training_config, _state(path, file, size))
 
 
 def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
@@ -148,29 +161,48 @@ def _json(path: str, file: Any, name: str, h5py: Any) -> dict[str, Any] | None:
     kept = file.attrs.get_id(name)
     if h5py.check_string_dtype(kept.dtype) is None or kept.shape != ():
         raise FileRefused(path, f"its attribute {name} is not one string")
-    return _object(path, f"attribute {name}", file.attrs[name])
+    text = file.attrs[name]
+    if len(text) > _LARGEST_CONFIG:
+        raise FileRefused(path, f"its attribute {name} is longer than {_LARGEST_CONFIG} characters")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileRefused(path, f"its attribute {name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FileRefused(path, f"its attribute {name} is not a JSON object")
+    return value
 
 
-def _state(path: str, file: Any) -> dict[str, Any]:
-    """What is ours alone; empty where there is none."""
+def _state(path: str, file: Any, size: int) -> dict[str, Any]:
+    """What is ours alone, from a file of so many bytes; empty where there is none."""
     if STATE not in file:
         return {}
     dataset = file[STATE]
     if getattr(dataset, "ndim", None) != 1 or dataset.dtype != np.uint8:
         raise FileRefused(path, f"{STATE} is not a row of bytes")
-    if dataset.size > _LARGEST_STATE or dataset.id.get_storage_size() < dataset.size:
+    if dataset.size > min(size, dataset.id.get_storage_size()):
         raise FileRefused(path, f"{STATE} claims to be larger than what is stored of it")
-    return _object(path, STATE, dataset[()].tobytes())
-
-
-def _object(path: str, what: str, text: str | bytes) -> dict[str, Any]:
+    stored = dataset[()].data
+    _check_format(path, bytes(stored[:40]))
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FileRefused(path, f"its {what} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise FileRefused(path, f"its {what} is not a JSON object")
-    return value
+        state = unpack(stored)
+    except ValueError as error:
+        raise FileRefused(path, f"its {STATE} is no state: {error}") from None
+    if not isinstance(state, dict):
+        raise FileRefused(path, f"its {STATE} is not a state with names")
+    state.pop("format", None)
+    return state
+
+
+def _check_format(path: str, start: bytes) -> None:
+    # Looked for in the text: a newer version may hold what this one cannot unpack.
+    found = _VERSION.match(start)
+    if found is not None and int(found[1]) > FORMAT:
+        raise FileRefused(
+            path,
+            f"a newer asynccb has written it, in version {int(found[1])} of the format; this one reads "
+            f"versions up to {FORMAT}",
+        )
 
 
 def _check_groups(path: str, file: Any, expected: Expected) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64  # bytes; every array of a file starts on a multiple of it
 
+FORMAT = 1
+"""Version of what is ours in a file. One of a higher version is refused; the first files had no number."""
+
 LEARNING_RATE = "asynccb: learning rate"
 """Stands in a layout's ``training_config`` for the number that changes from save to save."""
 
@@ -85,7 +88,8 @@ class ModelFile(NamedTuple):
             which starts on a multiple of :data:`ALIGNMENT` bytes in it, with zeros in between and up to its
             end. Arrays without elements have no place here.
         learning_rate: the one of the moment; only with a ``training_config``.
-        extra: JSON that is ours alone; empty leaves it out.
+        extra: what is ours alone, a tree of plain data (``storage.packing``) without the key ``format``;
+            empty leaves it out.
     """
 
     layout: ModelLayout
@@ -123,7 +127,13 @@ def padded(nbytes: int) -> int:
 
 
 class Header(NamedTuple):
-    """The JSON of a file; ``model_config`` is None in files of weights that others wrote."""
+    """What a file says of itself.
+
+    Attributes:
+        model_config: None in files of weights that others wrote.
+        training_config: None where there is none.
+        extra: what is ours alone; empty where there is none.
+    """
 
     model_config: dict[str, Any] | None
     training_config: dict[str, Any] | None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import struct
 import threading
 from typing import TYPE_CHECKING
@@ -121,19 +122,9 @@ def _blocks(pieces: Sequence[Buffer], size: int) -> Iterator[Buffer]:
         yield gathered[:at]
 
 
-def add_seal(path: str) -> None:
-    """Seals a file that is there already, and makes it durable. Blocks."""
-    with open(path, "r+b", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = _digest_of(file, size)
-        file.seek(size)
-        file.write(seal(size, digest))
-        os.fsync(file.fileno())
-
-
-def check_seal(path: str) -> tuple[int, ...]:
-    """Refuses a file whose seal does not fit; one without a seal passes. Blocks for as long as reading the
-    file takes.
+def check_seal(path: str, *, needed: bool = False) -> tuple[int, ...]:
+    """Refuses a file whose seal does not fit; one without a seal passes, unless it is ``needed``. Blocks for
+    as long as reading the file takes.
 
     Returns:
         What :func:`identity` says of the file that was checked.
@@ -142,8 +133,10 @@ def check_seal(path: str) -> tuple[int, ...]:
         FileRefused: the file is damaged, or was changed in place.
         FileNotFoundError, PermissionError: as they are.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise FileRefused(path, "it is a pipe or a device")
         size = status.st_size
         file.seek(max(0, size - SIZE))
         tail = file.read(SIZE)
@@ -155,9 +148,15 @@ def check_seal(path: str) -> tuple[int, ...]:
                     "it is damaged, or another program changed it in place: its content is not the one that "
                     "was written",
                 )
+        elif needed:
+            raise FileRefused(path, "it has no seal: it is not as it was written")
         else:
             _refuse_remains(path, file, size)
     return identity(status)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for somebody to write
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from asynccb.storage import layout as layouts
 from asynccb.storage.records import ALIGNMENT, ModelFile, ModelLayout, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Buffer = bytes | memoryview
 
@@ -49,7 +49,7 @@ class Template:
     Attributes:
         head: everything in front of the arrays.
         offsets: of the arrays, in the order of ``layout.specs()``; None for one without elements.
-        state_at: offset of our JSON, None where there is none.
+        state_at: offset of what is ours, None where there is nothing.
         size: bytes of the file.
         proved: whether the library has found the arrays of a file of this template.
     """
@@ -60,8 +60,8 @@ class Template:
         Args:
             layout: what it was made for.
             image: the file, without the elements of any array.
-            headers: address of the header of each dataset: the arrays, then our JSON if there is any.
-            capacity: bytes of our JSON.
+            headers: address of the header of each dataset: the arrays, then what is ours if there is any.
+            capacity: bytes of what is ours.
 
         Raises:
             Unfit: the image is not made as expected.
@@ -93,7 +93,7 @@ class Template:
             raise Unfit("its learning rate is not in one place")
         return self.head.index(hole)
 
-    def pieces(self, contents: ModelFile, state: bytes) -> list[Buffer]:
+    def pieces(self, contents: ModelFile, state: Sequence[Buffer]) -> list[Buffer]:
         """The file in pieces, in order. The arrays are not copied.
 
         Raises:
@@ -107,7 +107,7 @@ class Template:
             rate = layouts.learning_rate_text(contents.learning_rate).encode()
             head = memoryview(self.head)
             pieces += [head[: self._hole], rate, head[self._hole + len(rate) :]]
-        size = len(self.head) + len(state)
+        size = len(self.head) + sum(map(len, state))
         for array in contents.memory:
             if not array.flags.c_contiguous:
                 raise Unfit("an array is not contiguous")
@@ -119,7 +119,7 @@ class Template:
                 size += gap
         if size != self.size:
             raise ValueError(f"the arrays do not fill the layout: {size} bytes, not {self.size}")
-        return [*pieces, state] if state else pieces
+        return [*pieces, *state]
 
     def prove(self, path: str, layout: ModelLayout) -> None:
         """Lets the library open a file of this template. On the thread of HDF5.

@@ -38,6 +38,12 @@ def test_a_call_that_writes_less_than_it_was_given_is_continued(tmp_path, monkey
     )
 
 
+def test_a_call_that_writes_nothing_is_an_error_and_not_tried_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "pwritev", lambda *args: 0)
+    with pytest.raises(OSError, match="nothing was written"):
+        write(tmp_path / "f")
+
+
 def test_more_pieces_or_bytes_than_one_call_takes_are_several_calls(tmp_path, monkeypatch):
     calls, real = [], os.pwritev
 
@@ -126,3 +132,26 @@ def test_a_file_system_that_cannot_allocate_ahead_is_written_without(tmp_path, m
 def test_a_platform_that_cannot_allocate_ahead_is_served_without(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
     assert write(tmp_path / "f") == CONTENT
+
+
+class Reluctant:
+    """A file that takes what it is told to, one call after the other."""
+
+    def __init__(self, *takes: int) -> None:
+        self.takes, self.got = list(takes), b""
+
+    def write(self, data: memoryview) -> int:
+        count = self.takes.pop(0)
+        self.got += bytes(data[:count])
+        return count
+
+
+def test_what_a_disk_takes_in_parts_is_written_whole_and_in_order() -> None:
+    file = Reluctant(3, 1, 4)
+    direct.write_all(file, b"12345678")  # type: ignore[arg-type]
+    assert file.got == b"12345678"
+
+
+def test_a_disk_that_takes_nothing_is_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(OSError, match="nothing was written"):
+        direct.write_all(Reluctant(3, 0), b"12345678")  # type: ignore[arg-type]

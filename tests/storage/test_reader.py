@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import pytest
 import asynccb
 from asynccb.errors import CheckpointWriteError, FileRefused
 from asynccb.models import Dense, Sequential, load_model
+from asynccb.storage import hdf5
 
 SECRET = np.arange(20, dtype=np.float32).reshape(5, 4)
 KERNEL = "layers/dense/vars/0"
@@ -186,8 +188,12 @@ def config_is_a_bomb(file, folder):
     file.attrs["model_config"] = file.attrs["model_config"].replace('"units":4', '"units":4000000000000')
 
 
+def text(content):
+    return np.frombuffer(content.encode(), np.uint8)
+
+
 def with_state(**arguments):
-    """An attack that puts something else in the place of our own JSON."""
+    """An attack that puts something else in the place of what is ours."""
 
     def change(file, folder):
         del file["asynccb/state"]
@@ -206,6 +212,12 @@ ATTACKS |= {
     "state_is_a_table": with_state(data=np.full((2, 2), 32, np.uint8)),
     "state_is_one_number": with_state(data=np.uint8(32)),
     "state_is_floats": with_state(data=np.zeros(3)),
+    "state_is_empty": with_state(shape=(0,), dtype="u1"),
+    "state_holds_objects": with_state(data=text('{"a":{"$":["array","|O8",[1],0]}}\n        ')),
+    "state_holds_more_than_it_has": with_state(
+        data=text('{"a":{"$":["array","<f8",[1048576,1048576],0]}}\n')
+    ),
+    "state_is_of_a_newer_version": with_state(data=text('{"format":2,"a":{"$":["a word of then"]}}\n')),
 }
 
 
@@ -213,6 +225,39 @@ ATTACKS |= {
 def state_is_a_group(file, folder):
     del file["asynccb/state"]
     file.create_group("asynccb/state")
+
+
+@attack
+def a_hundred_and_one_groups_in_a_row(file, folder):
+    file.create_group("g/" * 101)
+
+
+@attack
+def two_thousand_names_for_one_group(file, folder):
+    for number in range(2000):
+        file[f"vars/{number}"] = file["layers"]
+
+
+@attack
+def config_is_longer_than_any(file, folder):
+    file.attrs["model_config"] = '{"a":"' + "a" * (4 << 20) + '"}'
+
+
+@attack
+def config_has_more_layers_than_any(file, folder):
+    row = '{"class_name":"Dropout","config":{"rate":0.5}},'
+    file.attrs["model_config"] = file.attrs["model_config"].replace('"layers":[', '"layers":[' + row * 10_000)
+
+
+@attack
+def config_has_a_type_that_numpy_would_compile(file, folder):
+    file.attrs["model_config"] = file.attrs["model_config"].replace('"float32"', '"(9,9)f4"')
+
+
+@attack
+def iteration_is_without_end(file, folder):
+    del file["optimizer/vars/0"]
+    file["optimizer/vars/0"] = np.float32(np.inf)
 
 
 @attack
@@ -231,6 +276,20 @@ def test_a_file_that_says_what_it_must_not_is_refused(path, name):
         ATTACKS[name](file, path.parent)
     with pytest.raises(FileRefused, match=r"m\.h5 was not loaded: "):
         load_model(path)
+
+
+def test_a_file_of_a_newer_version_says_so(path):
+    with h5py.File(path, "r+") as file:
+        ATTACKS["state_is_of_a_newer_version"](file, path.parent)
+    with pytest.raises(FileRefused, match=r"a newer asynccb has written it, in version 2 .* up to 1$"):
+        load_model(path)
+
+
+def test_a_file_from_before_the_versions_is_read(path):
+    """There what is ours was JSON alone."""
+    with h5py.File(path, "r+") as file:
+        with_state(data=text('{"random":{}}'.ljust(1024)))(file, path.parent)
+    assert load_model(path).get_weights()[0].shape == (5, 4)
 
 
 @pytest.mark.parametrize("name", ["external_link", "external_storage", "virtual"])
@@ -266,6 +325,27 @@ def test_many_names_for_the_same_bytes_make_no_large_model(tmp_path):
             new[f"layers/dense_{index}/vars/0"] = new["layers/dense/vars/0"]
     with pytest.raises(FileRefused, match="larger than the file"):
         load_model(tmp_path / "small.h5")
+
+
+def test_a_state_that_claims_to_lie_beyond_the_end_of_the_file_takes_no_memory(path):
+    """Its header says so many bytes at this place, and that all of them are stored."""
+    with h5py.File(path, "r+") as file:
+        size = file["asynccb/state"].size
+        header = h5py.h5o.get_info(file["asynccb/state"].id).addr
+    content, claimed = bytearray(path.read_bytes()), 1 << 33
+    places = [at for at in range(header, header + 256) if content[at : at + 8] == size.to_bytes(8, "little")]
+    assert len(places) == 3  # the shape, its maximum, the length of what is stored
+    for at in places:
+        content[at : at + 8] = claimed.to_bytes(8, "little")
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FileRefused):  # by the library, or before it is asked for the bytes
+            load_model(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 << 20
 
 
 def test_a_ring_of_groups_is_walked_once(path):
@@ -304,14 +384,13 @@ def test_uncompressed_chunks_are_allowed(path):
 
 
 @pytest.mark.parametrize("failing", ["create_dataset", "create_group"])
-def test_a_disk_that_is_full_while_the_library_writes_leaves_the_old_file(path, monkeypatch, failing):
-    """The library leaves a file that opens without an error and is empty; it must not get the name."""
+def test_a_library_that_fails_leaves_the_old_file(path, monkeypatch, failing):
     content = path.read_bytes()
 
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.delattr(os, "pwritev")
+    monkeypatch.setattr(hdf5._templates, "get", lambda *args: None)
     monkeypatch.setattr(h5py.Group, failing, fail)
     with pytest.raises(CheckpointWriteError) as caught:
         make().save(path)

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from asynccb.errors import FileRefused
 from asynccb.models import Dense, Dropout, Sequential, load_model
-from asynccb.storage import reader, seal
-from asynccb.storage.seal import MARK, SIZE, add_seal, check_seal, digesting
+from asynccb.models.files import expected, layout_of
+from asynccb.storage import hdf5, reader, seal
+from asynccb.storage.hdf5 import read_model_file
+from asynccb.storage.seal import MARK, SIZE, check_seal, digesting
 
 
 def make(units=4, seed=1):
@@ -143,6 +145,25 @@ def test_a_file_edited_through_the_library_has_no_seal_and_is_read_without(saved
     assert load_model(path).get_weights()[1][0] == 7
 
 
+def read_sealed(path):
+    return read_model_file(path, lambda header: expected(layout_of(make().layers)), sealed=True)
+
+
+def test_where_a_seal_is_needed_a_file_without_one_is_refused(saved):
+    content, path = saved
+    path.write_bytes(content)
+    assert read_sealed(path).weights
+    for cut in (content[:-SIZE], content[: -SIZE - 64], b"", content[: SIZE - 1]):
+        path.write_bytes(cut)
+        with pytest.raises(FileRefused, match="it has no seal"):
+            read_sealed(path)
+    path.write_bytes(content)
+    with h5py.File(path, "r+") as file:
+        file["layers/dense/vars/1"][0] = 7
+    with pytest.raises(FileRefused, match="it has no seal"):
+        read_sealed(path)
+
+
 def test_damage_never_reaches_the_library(saved, monkeypatch):
     content, path = saved
     monkeypatch.setattr(h5py, "File", lambda *args, **kwargs: pytest.fail("the library saw it"))
@@ -150,8 +171,8 @@ def test_damage_never_reaches_the_library(saved, monkeypatch):
     refused(path, content[: len(content) - 7])
 
 
-def test_a_file_written_by_the_library_is_sealed_too(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "pwritev")
+def test_a_file_made_by_the_library_is_sealed_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5._templates, "get", lambda *args: None)
     make().save(tmp_path / "m.h5")
     content = (tmp_path / "m.h5").read_bytes()
     assert content[-SIZE:].startswith(MARK)
@@ -159,9 +180,8 @@ def test_a_file_written_by_the_library_is_sealed_too(tmp_path, monkeypatch):
 
 
 def test_a_seal_says_length_and_digest(tmp_path):
-    path = tmp_path / "f"
-    path.write_bytes(b"content" * 1_000_000)
-    add_seal(str(path))
+    path, content = tmp_path / "f", b"content" * 1_000_000
+    path.write_bytes(content + seal.seal(len(content), digest_of([content])))
     content = path.read_bytes()
     assert content[-SIZE:-32] == MARK + (7_000_000).to_bytes(8, "little")
     assert content[-32:] == hashlib.sha256(content[:-SIZE]).digest()
@@ -174,12 +194,35 @@ def test_a_file_without_a_seal_passes(tmp_path):
         check_seal(str(tmp_path / "f"))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe = tmp_path / "m.h5"
+    os.mkfifo(pipe)
+    refusals = []
+
+    def read():
+        with pytest.raises(FileRefused, match="it is a pipe or a device") as caught:
+            check_seal(str(pipe))
+        refusals.append(caught.value)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(10)
+    assert refusals
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs a device")
+def test_a_device_is_refused():
+    with pytest.raises(FileRefused, match="it is a pipe or a device"):
+        check_seal("/dev/zero")
+
+
 def test_a_file_replaced_between_its_check_and_its_reading_is_checked_again(tmp_path, monkeypatch):
     path, real, checks = tmp_path / "m.h5", check_seal, []
     make().save(path)
 
-    def check(name):
-        checks.append(real(name))
+    def check(name, **asked):
+        checks.append(real(name, **asked))
         if len(checks) == 1:
             make(seed=2).save(path)
         return checks[-1]
@@ -193,8 +236,8 @@ def test_a_file_that_is_replaced_without_end_is_refused(tmp_path, monkeypatch):
     path, real = tmp_path / "m.h5", check_seal
     make().save(path)
 
-    def check(name):
-        checked = real(name)
+    def check(name, **asked):
+        checked = real(name, **asked)
         make().save(path)
         return checked
 
