@@ -45,6 +45,10 @@ class BareModel:
         has_predict: whether it has ``predict_batch``.
         has_capture: whether it has ``capture``.
         has_live: whether it has ``live``.
+        has_restore: whether its training can be resumed: it has ``fingerprint`` and ``restore``, or
+            ``state_dict`` and ``load_state_dict`` of plain data.
+        plain_state: what answers a copy of its state for a backup, where it has the latter; None: its
+            snapshots can be restored.
     """
 
     def __init__(self, model: Any) -> None:
@@ -56,6 +60,12 @@ class BareModel:
         self.has_predict = callable(getattr(model, "predict_batch", None))
         self.has_capture = callable(getattr(model, "capture", None))
         self.has_live = callable(getattr(model, "live", None))
+        own, plain = (
+            all(callable(getattr(model, name, None)) for name in names)
+            for names in (("fingerprint", "restore"), ("state_dict", "load_state_dict"))
+        )
+        self.has_restore = own or plain
+        self.plain_state = self._plain_state if plain and not own else None
 
     @property
     def metrics_names(self) -> Sequence[str]:
@@ -124,6 +134,25 @@ class BareModel:
     def live(self) -> LiveState | None:
         """The object's own answer; None where it has no ``live``."""
         return cast("LiveState | None", self._model.live()) if self.has_live else None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The object's own answer, else the name of its class."""
+        own = getattr(self._model, "fingerprint", None)
+        return dict(own()) if callable(own) else {"class": type(self._model).__qualname__}
+
+    def restore(self, path: str, accept: Callable[[Mapping[str, Any]], object]) -> None:
+        """Puts back what a backup holds; see :class:`asynccb.protocols.Resumes`."""
+        if self.plain_state is None:
+            self._model.restore(path, accept)
+        else:
+            from asynccb.models.plain import read_plain
+
+            self._model.load_state_dict(read_plain(path, accept))
+
+    def _plain_state(self) -> ModelState:
+        from asynccb.models.plain import PlainState
+
+        return PlainState(type(self._model).__name__, self._model.state_dict())
 
     def _require_test(self) -> None:
         shown = "test_batch(batch) -> dict of logs"

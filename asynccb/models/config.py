@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from asynccb.models.updates import Optimizer
 
 
+_MOST_LAYERS = 10_000  # in a config; a few bytes there are a whole layer in memory
+
+
 class Compiled(NamedTuple):
     """How a model was compiled, as JSON."""
 
@@ -99,14 +102,18 @@ def model_from_config(config: Mapping[str, Any]) -> Parsed:
         raise ArgumentError("config", config, 'must be {"class_name": "Sequential", "config": {...}}')
     inner, ours = config["config"], config.get("asynccb")
     ours = ours if isinstance(ours, dict) else {}
+    if len(inner.get("layers", ())) > _MOST_LAYERS:
+        raise ArgumentError("layers", len(inner["layers"]), f"must be {_MOST_LAYERS} at most")
     input_shape, layers = None, []
     for entry in inner.get("layers", ()):
         if entry.get("class_name") == "InputLayer":
             input_shape = tuple(entry["config"]["batch_shape"][1:])
         else:
             layers.append(_layer(entry))
-    seed = ours.get("seed")
-    return Parsed(str(inner.get("name")), layers, input_shape, str(ours.get("dtype", "float32")), seed)
+    seed, dtype = ours.get("seed"), ours.get("dtype", "float32")
+    if dtype not in ("float32", "float64"):  # numpy parses, and even compiles, what it is given as a type
+        raise ArgumentError("dtype", dtype, 'must be "float32" or "float64"')
+    return Parsed(str(inner.get("name")), layers, input_shape, dtype, seed)
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:

@@ -11,7 +11,7 @@ import numpy as np
 
 from asynccb.errors import ArgumentError
 from asynccb.models.memory import Tensors
-from asynccb.models.names import numbered, snake_case
+from asynccb.models.names import snake_case
 from asynccb.storage.hdf5 import (
     LEARNING_RATE,
     ArraySpec,
@@ -23,7 +23,7 @@ from asynccb.storage.hdf5 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
@@ -49,11 +49,21 @@ class LayerLayout(NamedTuple):
     weights: tuple[WeightLayout, ...]
 
 
-def layout_of(layers: Sequence[Layer]) -> tuple[LayerLayout, ...]:
-    """The layout of built layers. Groups are named by class, numbered per class, as Keras 3 does."""
-    found: list[LayerLayout] = []
+def group_names(layers: Sequence[Layer]) -> list[str]:
+    """Groups are named by class, numbered per class, as Keras 3 does."""
+    counts: dict[str, int] = {}
+    names = []
     for layer in layers:
-        group = numbered(snake_case(type(layer).__name__), {other.group for other in found})
+        kind = snake_case(type(layer).__name__)
+        number = counts[kind] = counts.get(kind, -1) + 1
+        names.append(f"{kind}_{number}" if number else kind)
+    return names
+
+
+def layout_of(layers: Sequence[Layer]) -> tuple[LayerLayout, ...]:
+    """The layout of built layers."""
+    found: list[LayerLayout] = []
+    for layer, group in zip(layers, group_names(layers), strict=True):
         weights = tuple(WeightLayout(weight.name, weight.shape, weight.trainable) for weight in layer.weights)
         found.append(LayerLayout(layer.name, group, weights))
     return tuple(found)
@@ -83,12 +93,20 @@ def check_extension(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def save_state(state: SequentialState, path: str | os.PathLike[str], *, weights_only: bool) -> None:
+def save_state(
+    state: SequentialState,
+    path: str | os.PathLike[str],
+    *,
+    weights_only: bool,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a state; see :meth:`SequentialState.save`."""
-    write_model_file(check_extension(path), to_records(state, weights_only=weights_only))
+    write_model_file(check_extension(path), to_records(state, weights_only=weights_only, extra=extra))
 
 
-def to_records(state: SequentialState, *, weights_only: bool) -> ModelFile:
+def to_records(
+    state: SequentialState, *, weights_only: bool, extra: Mapping[str, Any] | None = None
+) -> ModelFile:
     """The records of a state's file; its arrays are the state's own."""
     held = None if weights_only or state.compiled is None else state.optimizer
     plan = _plan(
@@ -108,7 +126,7 @@ def to_records(state: SequentialState, *, weights_only: bool) -> ModelFile:
         plan.layout,
         tuple(memory),
         learning_rate=None if held is None else held.learning_rate,
-        extra={} if weights_only else {"random": state.random},
+        extra={} if weights_only else {"random": state.random, **(extra or {})},
     )
 
 

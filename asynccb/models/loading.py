@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from asynccb.errors import ArgumentError, FileRefused
 from asynccb.models import config, optimizers
-from asynccb.models.files import LayerLayout, WeightLayout, expected, optimizer_order, unpack_random
-from asynccb.models.names import numbered, snake_case
+from asynccb.models.files import (
+    LayerLayout,
+    WeightLayout,
+    expected,
+    group_names,
+    optimizer_order,
+    unpack_random,
+)
+from asynccb.models.resuming import unpack_optimizer
 from asynccb.models.sequential import Sequential
 from asynccb.models.state import OptimizerState, SequentialState
 from asynccb.storage.hdf5 import read_model_file
@@ -41,7 +48,7 @@ def load_model(path: str | os.PathLike[str]) -> Sequential:
         return plan.model(contents.weights, contents.optimizer)
     except FileRefused:
         raise
-    except (ArgumentError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArgumentError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise FileRefused(path, f"its config is not that of a model: {error}") from error
 
 
@@ -57,8 +64,7 @@ class _Plan:
             raise ArgumentError("model_config", None, "has no input shape")
         self._layout: list[LayerLayout] = []
         shape = parsed.input_shape
-        for layer in parsed.layers:
-            group = numbered(snake_case(type(layer).__name__), {other.group for other in self._layout})
+        for layer, group in zip(parsed.layers, group_names(parsed.layers), strict=True):
             specs = tuple(
                 WeightLayout(s.name, s.shape, s.learned and layer.trainable)
                 for s in layer.weight_specs(shape)
@@ -95,14 +101,5 @@ class _Plan:
         return Sequential._from_state(state)
 
     def _optimizer_state(self, slots: list[Array], trainable: int) -> OptimizerState:
-        optimizer = self._optimizer
-        assert optimizer is not None
-        iteration, rate, *rest = slots
-        by_slot: dict[str, list[Any]] = {name: [None] * trainable for name in optimizer.slot_names()}
-        for (slot, index), array in zip(self._order(trainable), rest, strict=True):
-            by_slot[slot][index] = array
-        # The array is the config's number rounded to float32; where it is another, somebody set it.
-        exact = optimizer.learning_rate
-        with np.errstate(over="ignore"):
-            learning_rate = exact if np.float32(exact) == np.float32(rate) else float(rate)
-        return OptimizerState(int(iteration), learning_rate, by_slot, optimizer.slots_by_variable)
+        assert self._optimizer is not None
+        return unpack_optimizer(self._optimizer, slots, trainable)

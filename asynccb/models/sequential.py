@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import ArgumentError
-from asynccb.models import checking, config, files, inspection, losses, optimizers
+from asynccb.models import checking, config, files, inspection, losses, optimizers, resuming
 from asynccb.models import metrics as metrics_room
 from asynccb.models.layers import Embedding
 from asynccb.models.layers.base import whole
@@ -19,11 +19,11 @@ from asynccb.models.step import Step
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
-    from asynccb.models.state import SequentialState
+    from asynccb.models.state import OptimizerState, SequentialState
     from asynccb.models.updates import Optimizer
     from asynccb.protocols import Batch, Gate, LiveState
 
@@ -49,7 +49,7 @@ class Sequential(Stack):
             for a hook may set weights while a copy of them is made.
     """
 
-    has_test = has_predict = has_capture = True
+    has_test = has_predict = has_capture = has_restore = True
     always_asks = True  # nothing overwrites its arrays but what asks the gate: others see them read-only
 
     def __init__(
@@ -257,18 +257,60 @@ class Sequential(Stack):
         compiled = state.compiled
         if compiled is not None:
             self.compile(optimizers.from_config(compiled.optimizer), compiled.loss, compiled.metrics)
-        self.set_weights(list(state.weights().values()))
+        self._put(list(state.weights().values()), None if compiled is None else state.optimizer, state.random)
+
+    def _put(self, weights: list[Array], state: OptimizerState | None, random: Mapping[str, Any]) -> None:
+        """Overwrites all that changes while the model trains."""
+        self.set_weights(weights)
         for layer in self.layers:
-            if layer.name in state.random:
-                layer.set_random_state(state.random[layer.name])
-        if compiled is None or state.optimizer is None:
+            if layer.name in random:
+                layer.set_random_state(random[layer.name])
+        if state is None:
             return
         memory, own = self._ready_step().memory, self.optimizer
         assert own is not None
-        own.learning_rate, own.iterations = state.optimizer.learning_rate, state.optimizer.iterations
-        for slot, arrays in state.optimizer.slots.items():
+        own.learning_rate, own.iterations = state.learning_rate, state.iterations
+        for slot, arrays in state.slots.items():
             for place, array in zip(memory.slots[slot], arrays, strict=True):
                 place.of(memory.arrays)[...] = array
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Architecture and compile as plain data, without the seed: what it made is part of the state."""
+        self._ready_network()
+        assert self._blueprint is not None
+        assert self._compiled is not None
+        architecture = {key: value for key, value in self._blueprint[0].items() if key != "asynccb"}
+        trainable = {
+            f"{layer.name}/{weight.name}": weight.trainable
+            for layer in self._blueprint[1]
+            for weight in layer.weights
+        }
+        return {
+            "architecture": architecture,
+            "dtype": self._dtype.name,
+            "trainable": trainable,
+            "optimizer": self._compiled.optimizer,
+            "loss": self._compiled.loss,
+            "metrics": list(self._compiled.metrics),
+        }
+
+    def restore(self, path: str, accept: Callable[[Mapping[str, Any]], object]) -> None:
+        """Overwrites weights, optimizer state and random streams by those of a backup.
+
+        Args:
+            path: a file that ``save`` of a state wrote with ``extra``.
+            accept: given what is kept in the file beside the model, before anything is overwritten.
+
+        Raises:
+            FileRefused: for a file that is damaged, not safe, or of other shapes; nothing is changed then.
+            ModelBusy: from another thread during a training.
+        """
+        self._check_free("restore")
+        self._ready_step()
+        assert self._blueprint is not None
+        assert self.optimizer is not None
+        saved = resuming.read_saved(path, self._blueprint[1], self.optimizer, accept)
+        self._put(saved.weights, saved.optimizer, saved.random)
 
     # -- what people call
     # -----------------------------------------------------------------------------------------

@@ -93,18 +93,25 @@ class SequentialState:
             self._arrays = {**self.weights(), **self.optimizer_arrays()}
         return self._arrays
 
-    def save(self, path: str | os.PathLike[str], *, weights_only: bool = False) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        weights_only: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes an HDF5 file, atomically; blocks until it is durable.
 
         Args:
             path: ends in ``.h5``, ``.hdf5`` or ``.weights.h5``.
             weights_only: leaves out the optimizer and how the model was compiled.
+            extra: plain data that goes into the file beside; not with ``weights_only``.
 
         Raises:
             ArgumentError: for another extension.
             CheckpointWriteError: if it could not be written; the file that stood there before is untouched.
         """
-        save_state(self, path, weights_only=weights_only)
+        save_state(self, path, weights_only=weights_only, extra=extra)
 
     def to_model(self) -> Any:
         """A new model with this state, compiled as the old one was."""
