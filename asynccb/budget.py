@@ -10,11 +10,20 @@ from __future__ import annotations
 import sys
 import threading
 
-__all__ = ["SwitchInterval"]
+__all__ = ["SwitchInterval", "blas_threads"]
 
 _lock = threading.Lock()
 _held: list[float] = []
 _before = 0.0
+
+
+def blas_threads() -> int | None:
+    """Threads that the linear algebra under numpy computes with; None where it does not tell. Results depend
+    on it to the last bit."""
+    from threadpoolctl import threadpool_info
+
+    counts = [int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return max(counts, default=None)
 
 
 class SwitchInterval:

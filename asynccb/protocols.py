@@ -5,7 +5,7 @@ Nothing here does anything; every room may import it and it imports no room but 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,9 +78,21 @@ class ModelState(Protocol):
     def arrays(self) -> Mapping[str, np.ndarray[Any, Any]]:
         """Read-only arrays by name: weights first, then optimizer slots (names start with ``optimizer/``)."""
 
-    def save(self, path: str | PathLike[str], *, weights_only: bool = False) -> None:
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        weights_only: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes the state as a file of the model's own format, atomically. Blocks; never call it on the
-        loop."""
+        loop.
+
+        Args:
+            path: the file.
+            weights_only: leave out what only training needs.
+            extra: plain data to be kept in the same file; only for models that can be resumed.
+        """
 
     def to_model(self) -> Any:
         """A new model with this state, independent of the one it was taken from."""
@@ -146,6 +158,27 @@ class ShowsItself(Protocol):
         """
 
 
+class Resumes(Protocol):
+    """What a :class:`Model` may have beyond the rest, so that its training can be resumed."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a resumed training to give the same bytes: architecture, loss, optimizer; as
+        plain data. Legal as soon as the model has seen its data (``check_data``)."""
+
+    def restore(self, path: str, accept: Callable[[Mapping[str, Any]], object]) -> None:
+        """Overwrites all that :meth:`Model.capture` copies by what is in a file that the state's ``save``
+        wrote. Blocks.
+
+        Args:
+            path: the file.
+            accept: given the ``extra`` of the file before anything is overwritten; what it raises goes to the
+                caller.
+
+        Raises:
+            FileRefused: the file is damaged or of another model; nothing is changed then.
+        """
+
+
 class Source(Protocol):
     """Where batches come from. ``begin`` opens a pass, ``next`` answers None at its end."""
 
@@ -161,9 +194,39 @@ class Source(Protocol):
     def exhausted(self) -> bool:
         """Whether the data ended in mid-epoch, so that there can be no further epoch."""
 
-    def begin(self, epoch: int) -> None: ...
+    def begin(self, epoch: int, at: int = 0) -> None:
+        """Opens the pass of ``epoch``, behind its first ``at`` batches."""
 
     def next(self) -> Batch | None: ...
+
+    def check_seekable(self, argument: str, purpose: str) -> None:
+        """Raises :class:`~asynccb.ArgumentError` about ``argument`` if it cannot go on in the middle of its
+        data in a new process; ``purpose`` says who wants it to."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, as plain data, as far as the loop's :class:`Place` does not tell."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The next ``begin`` goes on from there."""
+
+
+class Place(NamedTuple):
+    """Where a training stands, so that another process can go on from there.
+
+    Attributes:
+        epoch: 0-based.
+        phase: ``"epoch"``: before the epoch begins. ``"batches"``: ``batch`` of its batches are trained.
+            ``"validated"``: it has been validated and has not ended.
+        batch: batches trained, in the phase ``"batches"``.
+        means: of the validation, in the phase ``"validated"``.
+        over: nothing follows, because the data has ended.
+    """
+
+    epoch: int
+    phase: Literal["epoch", "batches", "validated"] = "epoch"
+    batch: int = 0
+    means: Mapping[str, Any] | None = None
+    over: bool = False
 
 
 class Emit(Protocol):
@@ -192,7 +255,7 @@ class EmitBatch(Protocol):
 
 
 class Host(Protocol):
-    """What the loop knows of the world: five verbs and three places to publish where it is.
+    """What the loop knows of the world: six verbs and three places to publish where it is.
 
     No thread, clock or asyncio shows through it. ``stopped`` and ``safe_point`` may leave the loop by a
     BaseException.
@@ -217,14 +280,39 @@ class Host(Protocol):
     def next(self, source: Source) -> Batch | None:
         """The next batch; None at the end of the pass, or where a stop ended the wait for it."""
 
+    def enter(self, place: Place | None, *, last: bool = False) -> None:
+        """The training stands at ``place``, and a resume unit may be cut here; batches trained from now on
+        are counted by ``step``. None: until the next call it cannot be resumed where it is.
+
+        Args:
+            last: this is where the training ends, or is interrupted.
+        """
+
     def safe_point(self) -> None:
-        """Between two batches: here snapshots are taken and pauses are kept."""
+        """Between two batches: here snapshots are taken, pauses are kept, and resume units may be cut."""
 
     def stopped(self) -> bool:
         """Whether to end the training here."""
 
     def broke_inside(self) -> None:
         """The model raised inside a batch: its weights may be half updated."""
+
+
+class QueueStatistics(NamedTuple):
+    """Counts of something that waits for somebody slower, other than a mailbox.
+
+    Attributes:
+        bound: how many may wait.
+        policy: what happens when that many do: ``"wait"`` (for room), ``"drop_oldest"``, ``"drop_newest"``,
+            ``"supersede"`` (the newer takes the older one's place) or ``"skip"`` (it is not begun).
+        waiting: how many wait now, one that is being worked on included.
+        overflowed: how often the policy was used.
+    """
+
+    bound: int
+    policy: str
+    waiting: int
+    overflowed: int
 
 
 class Engine(Protocol):

@@ -21,8 +21,8 @@ the thread waits for         ended by
 ===========================  ======================================================================
 
 In the first five snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
-thread that waits for the hook. In the last two the thread is inside of a hook or of a batch, where a copy
-would be of no defined moment.
+thread that waits for the hook. In a pause resume units are cut too. In the last two the thread is inside of a
+hook or of a batch, where a copy would be of no defined moment.
 """
 
 from __future__ import annotations
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
 
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["Control", "Interrupt", "Limits", "Reason"]
+__all__ = ["FLAGGED", "Control", "Interrupt", "Limits", "Reason"]
 
 Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause", "pool", "gate"]
+_BETWEEN_BATCHES = frozenset({"feed", "pause"})
 Cause = Literal["cancelled", "failed", "loop gone", "abandoned"]
 
 
+FLAGGED = "model.stop_training was set"
 STUCK = "the training thread did not come back, so the weights may be half updated"
 
 
@@ -54,13 +56,16 @@ class Limits(NamedTuple):
     grace: float = 5.0
     """From a cancel to the end of the drain."""
     last_words: float = 1.0
-    """For a cancelled hook to return, and for the closing hooks of a run whose thread is stuck."""
+    """For a cancelled hook to return, for the closing hooks of a callback that was cut short, and for those
+    of a run whose thread is stuck."""
     poll: float = 0.2
     """How often a waiting thread looks whether the event loop still exists."""
     slow_mailbox: float = 1.0
     """A training held longer than this by a full mailbox is one warning."""
     patience: float = 30.0
     """A lockstep hook or a drain that takes longer than this is a warning, for drains each time."""
+    unit: float = 60.0
+    """From the cut of a resume unit to the last callback's report."""
 
 
 class Interrupt(BaseException):
@@ -108,11 +113,16 @@ class Control:
         self.waited: defaultdict[str, float] = defaultdict(float)
         self.flagged: Callable[[], bool] = lambda: False
         self.capture: Callable[[], Snapshot] | None = None
+        self.cut: Callable[[], object] = lambda: None
+        """Cuts a resume unit, where one is wanted and the training can be resumed."""
+        self.between = False
+        """Whether the interrupt left the loop between two batches, and not out of a batch or a hook."""
         self._loop_is_closed = loop_is_closed
         self._entering_wait = entering_wait
         self._changed = threading.Condition()
         self._requests: deque[SnapshotRequest] = deque()
         self._left = False
+        self._unit_wanted = False
         self._predicate: Callable[[], bool] | None = None
         self._stop_ends = False
 
@@ -153,6 +163,11 @@ class Control:
         with self._changed:
             self.pause_wanted = False
             self._changed.notify_all()
+
+    def want_unit(self) -> None:
+        """A resume unit is wanted: the next safe point looks after it, or the pause at this one."""
+        self._unit_wanted = self.attention = True
+        self.nudge()
 
     def ask(self, request: SnapshotRequest) -> bool:
         """Asks for a snapshot at the next safe point. False: the thread has left, and nobody will answer."""
@@ -197,11 +212,11 @@ class Control:
         """Whether the training is to end here. The model's ``stop_training`` counts, from whichever hook set
         it."""
         if self.attention:
-            self._raise_interrupt()
+            self._leave_between()
         if self._loop_is_closed():
             self._loop_gone()
         if self.stop_reason is None and self.flagged():
-            self.stop("model.stop_training was set")
+            self.stop(FLAGGED)
         return self.stop_reason is not None
 
     def wait(
@@ -255,7 +270,9 @@ class Control:
                 with self._changed:
                     if predicate():
                         return True
-                    if not unending:
+                    if reason in _BETWEEN_BATCHES:
+                        self._leave_between()
+                    elif not unending:
                         self._raise_interrupt()
                     if stop_ends and (self.stop_reason is not None or self.flagged()):
                         return False
@@ -289,14 +306,26 @@ class Control:
         # Lowered first: a request that comes in while we serve the earlier ones raises it again and is not
         # lost.
         self.attention = False
-        self._raise_interrupt()
+        self._leave_between()
         self._serve_snapshots()
+        self._cut()
         if self.pause_wanted:
             self.parked = True
             try:
-                self.wait("pause", lambda: not self.pause_wanted, stop_ends=True)
+                while (
+                    self.wait("pause", self._pause_is_over_or_a_unit_wanted, stop_ends=True)
+                    and self._unit_wanted
+                ):
+                    self._cut()
             finally:
                 self.parked = False
+
+    def _cut(self) -> None:
+        self._unit_wanted = False  # lowered first, as above
+        self.cut()
+
+    def _pause_is_over_or_a_unit_wanted(self) -> bool:
+        return not self.pause_wanted or self._unit_wanted
 
     def _serve_snapshots(self) -> None:
         if not self._requests:
@@ -315,6 +344,11 @@ class Control:
         for request in asked:
             request.answer(snapshot)
         snapshot.release()  # who asked has a handle of its own
+
+    def _leave_between(self) -> None:
+        self.between = True
+        self._raise_interrupt()
+        self.between = False
 
     def _raise_interrupt(self) -> None:
         if self.interrupt is not None and not (self.closing and self.interrupt.cause != "abandoned"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.events import Logs
+from asynccb.protocols import Place
 from asynccb.training.feed import refuse_empty, warn_nothing_to_test
 
 if TYPE_CHECKING:
@@ -28,49 +29,78 @@ class Plan(NamedTuple):
         source: the training data.
         validation: the validation data, or None.
         epochs: index of the last epoch plus one.
-        initial_epoch: index of the first epoch.
+        start: where to begin, or to go on.
         validate_after: the 0-based epochs that end with a validation.
     """
 
     source: Source
     validation: Source | None
     epochs: int
-    initial_epoch: int
+    start: Place
     validate_after: Container[int]
 
 
 def train(model: Model, plan: Plan, host: Host) -> bool:
-    """Trains from ``plan.initial_epoch`` to ``plan.epochs``.
+    """Trains from ``plan.start`` to ``plan.epochs``.
 
     Returns:
         True if every epoch was trained to its end, False if a stop ended it earlier.
     """
-    for epoch in range(plan.initial_epoch, plan.epochs):
-        if host.stopped():
+    place = plan.start
+    while place.epoch < plan.epochs and not place.over:
+        if not _train_epoch(model, plan, place, host):
             return False
+        place = Place(place.epoch + 1)
+    return not place.over
+
+
+def _train_epoch(model: Model, plan: Plan, at: Place, host: Host) -> bool:
+    """One epoch, from where ``at`` says; whether there may be a next one."""
+    epoch, source = at.epoch, plan.source
+    if at.phase == "epoch":
+        if host.stopped():
+            host.enter(at, last=True)
+            return False
+        host.enter(None)
         host.epoch = epoch
         host.emit.epoch_begin(epoch, Logs(), host.step)
-        plan.source.begin(epoch)
-        trained, whole = _train_epoch(model, plan.source, epoch, host)
+    means, whole = at.means, True
+    if at.phase != "validated":
+        source.begin(epoch, at.batch)
+        host.enter(Place(epoch, "batches", at.batch))
+        trained, whole = _train_batches(model, source, epoch, host, at.batch)
         if trained == 0:
             if not host.stopped():
-                refuse_empty(epoch == plan.initial_epoch, said=plan.source.exhausted)
+                refuse_empty(host.step == 0, said=source.exhausted)
+            host.enter(Place(epoch, "batches"), last=True)
             return False
-        logs = Logs()
+        stands = Place(epoch, "batches", trained)
         if whole and plan.validation is not None and epoch in plan.validate_after:
+            host.enter(stands)
+            host.enter(None)
             means = evaluate(model, plan.validation, host, epoch)
             whole = means is not None
-            logs.update({f"val_{name}": value for name, value in (means or {}).items()})
-        host.logs = logs
-        host.emit.epoch_end(epoch, logs, host.step)
-        if not whole or plan.source.exhausted:
-            return False
-    return True
+        if not whole:
+            # The partial end of this epoch is not what an uninterrupted training would do: behind it there
+            # is nothing to go on from.
+            host.enter(stands, last=True)
+        elif means is not None:
+            host.enter(Place(epoch, "validated", means=means))
+    host.enter(None)
+    host.logs = logs = Logs({f"val_{name}": value for name, value in (means or {}).items()})
+    host.emit.epoch_end(epoch, logs, host.step)
+    if not whole:
+        return False
+    over = source.exhausted
+    host.enter(Place(epoch + 1, over=over), last=over or epoch + 1 == plan.epochs)
+    return not over
 
 
-def _train_epoch(model: Model, source: Source, epoch: int, host: Host) -> tuple[int, bool]:
-    """The batches of one epoch: how many were trained, and whether the epoch came to its end."""
-    trained = 0
+def _train_batches(model: Model, source: Source, epoch: int, host: Host, trained: int) -> tuple[int, bool]:
+    """The batches of one epoch behind the first ``trained``: how many are trained then, and whether the epoch
+    came to its end."""
+    if trained and host.stopped():
+        return trained, False
     step = host.step
     train_batch, gate = model.train_batch, host.before_update
     while (batch := host.next(source)) is not None:

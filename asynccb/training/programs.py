@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from asynccb.errors import ArgumentError
 from asynccb.events import PredictBegin, PredictEnd, TestBegin, TestEnd, TrainBegin, TrainEnd
+from asynccb.protocols import Place
 from asynccb.training.loop import NO_EPOCH, Plan, predict, test_batches, train
 from asynccb.training.prefetch import AsyncFeed
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from asynccb.protocols import Host, Model, Source
     from asynccb.training.arguments import Data, FitArguments
 
@@ -46,14 +50,27 @@ class Program(Protocol):
 
 
 class Fit:
+    """A training. It can be resumed: what is asked about that is legal after :meth:`prepare`.
+
+    Args:
+        arguments: of ``fit``, checked.
+        seed: of the order.
+        seed_drawn: nobody asked for this seed: that of a backup takes its place.
+        log_keys_open: whether a callback may add keys to the logs of an epoch.
+    """
+
     opening = TrainBegin
     closing = TrainEnd
 
-    def __init__(self, arguments: FitArguments, seed: int, *, log_keys_open: bool) -> None:
+    def __init__(
+        self, arguments: FitArguments, seed: int, *, seed_drawn: bool = False, log_keys_open: bool
+    ) -> None:
         self._arguments = arguments
         self._log_keys_open = log_keys_open
         self._seed = seed
+        self.seed_drawn = seed_drawn
         self._plan: Plan | None = None
+        self._settings: dict[str, Any] = {}
         self.validation_data: Any = None
         self.result: Any = None
         self.closing_logs: dict[str, Any] = {}
@@ -77,12 +94,71 @@ class Fit:
             source,
             None if validation is None else self._feed(validation, shuffled=False),
             asked.epochs,
-            asked.initial_epoch,
+            Place(asked.initial_epoch),
             asked.validate_after,
         )
+        self._settings = {
+            "samples": source.samples,
+            "steps": source.steps,
+            "batch_size": data.batch_size if data.kind == "arrays" else None,
+            "shuffle": data.shuffle if data.kind == "arrays" else None,
+        }
         if validation is not None:
             self.validation_data = _as_given(validation)
         return self._params(model, data, source, validates=validation is not None)
+
+    @property
+    def start(self) -> Place:
+        """Where it begins or goes on."""
+        assert self._plan is not None
+        return self._plan.start
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train."""
+        assert self._plan is not None
+        return self.start.over or self.start.epoch >= self._plan.epochs
+
+    def check_seekable(self, purpose: str) -> None:
+        """Raises ArgumentError if the data could not be gone on with in its middle."""
+        assert self._plan is not None
+        self._plan.source.check_seekable("x", purpose)
+        # Whole passes over validation data begin anew each time, and none is ever gone on with in its middle.
+        if self._plan.validation is not None and self._arguments.validation_steps is not None:
+            self._plan.validation.check_seekable("validation_data", purpose)
+
+    def settings(self) -> dict[str, Any]:
+        """What must be equal for a resumed training to give the same bytes."""
+        return {**self._settings, "seed": self._seed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data stands, as plain data, beyond the loop's place."""
+        return {name: source.state_dict() for name, source in self._sources().items()}
+
+    def check_place(self, place: Place) -> None:
+        """Raises ArgumentError if fewer epochs are asked for than are trained there."""
+        assert self._plan is not None
+        begun = place.epoch + (place.phase != "epoch")
+        if begun > self._plan.epochs:
+            raise ArgumentError(
+                "epochs",
+                self._plan.epochs,
+                f"at least {begun}, the epochs that are trained already, or begun",
+            )
+
+    def go_on(self, place: Place, seed: int, state: Mapping[str, Any]) -> None:
+        """Makes :meth:`tell` go on from there."""
+        assert self._plan is not None
+        for name, source in self._sources().items():
+            if name in state:
+                source.load_state_dict(state[name])
+        self._seed = seed
+        self._plan = self._plan._replace(start=place)
+
+    def _sources(self) -> dict[str, Source]:
+        assert self._plan is not None
+        found = {"data": self._plan.source, "validation": self._plan.validation}
+        return {name: source for name, source in found.items() if source is not None}
 
     def tell(self, model: Model, host: Host) -> bool:
         assert self._plan is not None
@@ -159,7 +235,10 @@ class Predict(_OnePass):
 
 def _async_feed(data: Data) -> AsyncFeed | None:
     feed = data.feed(0, shuffled=False) if data.kind == "async" else None
-    return feed if isinstance(feed, AsyncFeed) else None
+    if not isinstance(feed, AsyncFeed):
+        return None
+    feed.name = data.name
+    return feed
 
 
 def _as_given(data: Data) -> Any:

@@ -12,6 +12,7 @@ from collections import deque
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from asynccb.protocols import QueueStatistics
 from asynccb.training.copying import Copying, Target
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class Snapshot:
             CheckpointWriteError: the file could not be written; the old one is untouched.
         """
         self._held().save(path, weights_only=weights_only)
+
+    def write(self, path: str, extra: Mapping[str, Any]) -> None:
+        """:meth:`save`, with ``extra`` (plain data) in the same file; for models that can be resumed."""
+        self._held().save(path, extra=extra)
 
     def to_model(self) -> Any:
         """A new model with this state, to predict with or to train from while the original trains on."""
@@ -242,6 +247,12 @@ class Pool:
             orphan.give_back()
         return bool(self._free)
 
+    def statistics(self) -> QueueStatistics:
+        size = len(self._slots)
+        return QueueStatistics(
+            size, "wait", max(0, size - len(self._free)), self._control.waits.get("pool", 0)
+        )
+
     def first(self) -> Slot | None:
         """The slot that would be taken next."""
         return self._free[-1] if self._free else None
@@ -319,6 +330,10 @@ class Snapshots:
         if slot is not None and slot.target is None and live is not None:
             slot.target = Target(live)
             slot.warming = self.gate.warm(slot.target)
+
+    def statistics(self) -> QueueStatistics:
+        """Of the pool; counted is how often the training waited for a release."""
+        return self._pool.statistics()
 
     def has_room(self) -> bool:
         """Whether a pooled snapshot can be had without waiting."""

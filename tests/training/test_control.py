@@ -18,7 +18,7 @@ from asynccb.events import Logs
 from asynccb.protocols import Batch
 from asynccb.training.control import Control, Interrupt, Limits, SnapshotRequest
 from asynccb.training.feed import IterableFeed
-from asynccb.training.prefetch import AsyncFeed
+from asynccb.training.prefetch import AsyncFeed, _Item
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +185,7 @@ def feed(bench: Bench) -> Waiter:
     loop: Any = bench.loop
     data.attach(bench.control, loop)
     data.begin(0)
-    return Waiter(data.next, lambda: data._put(Batch("x", size=1)))
+    return Waiter(data.next, lambda: data._put(_Item(0, Batch("x", size=1))))
 
 
 def pause(bench: Bench) -> Waiter:

@@ -12,6 +12,7 @@ from asynccb import Callback, Trainer
 from asynccb.bus.dispatch import Emit
 from asynccb.errors import ArgumentError
 from asynccb.models.adapt import BareModel
+from asynccb.protocols import Place
 from asynccb.testing import ScriptedModel
 from asynccb.training.feed import ArrayFeed, IterableFeed
 from asynccb.training.loop import NO_EPOCH, Plan, add_metrics, as_number, evaluate, predict, train
@@ -41,6 +42,7 @@ class ListHost:
     ) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.looked: list[tuple[Any, ...]] = []
+        self.places: list[tuple[Place | None, int, bool]] = []
         self.epoch = self.step = 0
         self.logs: Any = {}
         self.before_update = before_update
@@ -62,6 +64,9 @@ class ListHost:
     def next(self, source: Any) -> Batch | None:
         batch: Batch | None = source.next()
         return batch
+
+    def enter(self, place: Place | None, *, last: bool = False) -> None:
+        self.places.append((place, self.step, last))
 
     def safe_point(self) -> None:
         self.told.append(("safe point",))
@@ -89,12 +94,22 @@ def feed(samples: int = 5, batch_size: int = 2) -> ArrayFeed:
 
 
 def plan(source: Any = None, validation: Any = None, **given: Any) -> Plan:
-    asked = {"epochs": 1, "initial_epoch": 0, "validate_after": range(1000)} | given
+    first = Place(given.pop("initial_epoch", 0))
+    asked: dict[str, Any] = {"epochs": 1, "start": first, "validate_after": range(1000)} | given
     return Plan(feed() if source is None else source, validation, **asked)
 
 
 def model(*losses: float, **more: Any) -> BareModel:
     return BareModel(ScriptedModel(losses or (1.0,), **more))
+
+
+class CountingModel:
+    """Its loss tells which batch it saw."""
+
+    def train_batch(self, batch: Batch, before_update: Any = None) -> dict[str, float]:
+        return {"loss": float(np.sum(batch.x))}
+
+    test_batch = train_batch
 
 
 def after(kind: str, index: int, epoch: int = 0) -> Callable[[list[tuple[Any, ...]]], bool]:
@@ -106,6 +121,32 @@ def after(kind: str, index: int, epoch: int = 0) -> Callable[[list[tuple[Any, ..
         return any(event[0] == kind and event[1] == index and event[3] == epoch for event in told)
 
     return stop
+
+
+class CuttingHost(ListHost):
+    """Notes every place from which a resumed training would go on, and how much of the story was told."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.cuts: list[tuple[Place, int, int]] = []
+        self._place: Place | None = None
+        self._counted = 0
+
+    def enter(self, place: Place | None, *, last: bool = False) -> None:
+        super().enter(place, last=last)
+        self._place, self._counted = place, self.step
+        self._cut()
+
+    def safe_point(self) -> None:
+        super().safe_point()
+        self._cut()
+
+    def _cut(self) -> None:
+        place = self._place
+        if place is not None and place.phase == "batches":
+            place = place._replace(batch=place.batch + self.step - self._counted)
+        if place is not None:
+            self.cuts.append((place, self.step, len(self.story)))
 
 
 # ---------------------------------------------------------------- the whole story
@@ -458,6 +499,106 @@ def test_a_prediction_that_was_stopped_gives_what_there_is() -> None:
 
 
 # ---------------------------------------------------------------- the same story as callbacks see it
+
+# ---------------------------------------------------------------- going on in its middle
+
+
+def batches(count: int) -> list[Any]:
+    return [(np.full((1, 1), float(at)), None) for at in range(count)]
+
+
+STORIES: dict[str, Callable[[], tuple[Any, Any, dict[str, Any]]]] = {
+    "arrays": lambda: (feed(5), None, {}),
+    "arrays, validated": lambda: (feed(5), feed(3), {"epochs": 3}),
+    "validated every second epoch": lambda: (feed(3), feed(2), {"epochs": 4, "validate_after": {1, 3}}),
+    "from epoch 2 on": lambda: (feed(3), feed(2), {"epochs": 4, "initial_epoch": 2}),
+    "a list": lambda: (IterableFeed(batches(3), steps=None), None, {"epochs": 2}),
+    "a list in steps": lambda: (
+        IterableFeed(batches(5), steps=3),
+        IterableFeed(batches(3), steps=2),
+        {"epochs": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_from_every_place_on_the_rest_of_the_story_is_what_it_would_have_been(name: str) -> None:
+    source, validation, more = STORIES[name]()
+    whole = CuttingHost()
+    states: list[Any] = []
+
+    def state() -> tuple[Any, Any]:
+        return source.state_dict(), None if validation is None else validation.state_dict()
+
+    cut = whole._cut
+
+    def noting() -> None:
+        before = len(whole.cuts)
+        cut()
+        if len(whole.cuts) > before:
+            states.append(state())
+
+    whole._cut = noting  # type: ignore[method-assign]
+    assert train(CountingModel(), plan(source, validation, **more), whole)
+    assert len(whole.cuts) > 3
+    for (place, step, told), (data, checked) in zip(whole.cuts, states, strict=True):
+        again, again_checked, _ = STORIES[name]()
+        again.load_state_dict(data)
+        if again_checked is not None:
+            again_checked.load_state_dict(checked)
+        rest = ListHost()
+        rest.step = step
+        asked = {key: value for key, value in more.items() if key != "initial_epoch"}
+        assert train(CountingModel(), plan(again, again_checked, start=place, **asked), rest)
+        assert rest.story == whole.story[told:], place
+
+
+def test_inside_of_a_validation_and_around_the_hooks_of_an_epoch_there_is_no_place() -> None:
+    host = ListHost()
+    seen: dict[str, set[bool]] = {}
+
+    def note(kind: str) -> Callable[..., None]:
+        return lambda *fields: seen.setdefault(kind, set()).add(host.places[-1][0] is not None)
+
+    host.emit = Emit(logs=dict, **{kind: note(kind) for kind in KINDS})
+    train(model(), plan(validation=feed(3), epochs=2), host)
+    assert {kind for kind, there in seen.items() if True in there} == {"batch_begin", "batch_end"}
+
+
+def test_a_stop_in_mid_epoch_is_the_last_place_and_the_partial_end_behind_it_is_none() -> None:
+    host = ListHost(stop=after("batch_end", 1))
+    assert not train(model(), plan(epochs=3), host)
+    last = [(place, step) for place, step, last in host.places if last]
+    assert last == [(Place(0, "batches", 2), 2)]
+    assert host.places[-1][0] is None
+    assert host.kinds[-1] == "epoch_end"
+
+
+def test_a_stop_in_a_validation_goes_on_before_it() -> None:
+    host = ListHost(stop=lambda told: any(event[0] == "test_batch_end" for event in told))
+    assert not train(model(), plan(validation=feed(4), epochs=3), host)
+    assert [place for place, _, last in host.places if last] == [Place(0, "batches", 3)]
+
+
+def test_behind_the_last_epoch_nothing_follows_and_that_is_a_place_too() -> None:
+    host = ListHost()
+    train(model(), plan(epochs=2), host)
+    assert [place for place, _, last in host.places if last] == [Place(2)]
+    done = ListHost()
+    assert train(model(), plan(epochs=2, start=Place(2)), done)
+    assert done.story == []
+
+
+def test_a_stop_that_was_there_already_trains_no_batch_more() -> None:
+    host = ListHost(stop=lambda told: True)
+    assert not train(model(), plan(start=Place(0, "batches", 2)), host)
+    assert host.kinds == ["epoch_end"]
+
+
+def test_data_that_has_ended_gives_no_further_epoch() -> None:
+    host = ListHost()
+    assert not train(model(), plan(epochs=5, start=Place(1, over=True)), host)
+    assert host.story == []
 
 
 class Told(Callback):

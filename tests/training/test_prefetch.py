@@ -253,6 +253,18 @@ async def test_a_cancelled_error_of_the_source_that_nobody_asked_for_ends_the_tr
 
 
 @pytest.mark.asyncio
+async def test_a_generator_exit_of_the_source_itself_ends_the_training() -> None:
+    async def source() -> AsyncIterator[Any]:
+        yield BATCH
+        raise GeneratorExit
+
+    async with asyncio.timeout(10):  # taken for the end of the loop, it left the thread waiting for ever
+        with pytest.raises(ModelError) as caught:
+            await Trainer(ScriptedModel()).fit(source(), verbose=0)
+    assert isinstance(caught.value.__cause__, GeneratorExit)
+
+
+@pytest.mark.asyncio
 async def test_who_cancels_the_sources_task_cancels_the_training() -> None:
     source = Source(5, gate=asyncio.Semaphore(1))
     run = Trainer(ScriptedModel()).start(source, verbose=0)
