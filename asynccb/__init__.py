@@ -27,20 +27,24 @@ from asynccb.callbacks.history import History
 from asynccb.errors import (
     ArgumentError,
     AsynccbError,
+    BackupIncomplete,
     CallbackBusy,
     CallbackError,
     CheckpointWriteError,
     Failure,
     FileRefused,
+    FolderBusy,
     HookRefused,
     ModelBusy,
     ModelError,
     NotStarted,
+    ResumeRefused,
     RunCancelled,
     SelfWait,
     TornState,
 )
 from asynccb.events import Gap
+from asynccb.resume import Resumed
 from asynccb.run import Run
 from asynccb.trainer import Trainer
 from asynccb.training.snapshot import Snapshot
@@ -50,18 +54,22 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "AsynccbError",
+    "BackupIncomplete",
     "Callback",
     "CallbackBusy",
     "CallbackError",
     "CheckpointWriteError",
     "Failure",
     "FileRefused",
+    "FolderBusy",
     "Gap",
     "History",
     "HookRefused",
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "ResumeRefused",
+    "Resumed",
     "Run",
     "RunCancelled",
     "SelfWait",

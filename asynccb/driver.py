@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from asynccb.ending import Outcome, of_error, of_return
 from asynccb.errors import RunCancelled, TornState
 from asynccb.events import ExceptionRaised, Logs
+from asynccb.training.control import FLAGGED, Interrupt
 from asynccb.training.snapshot import Snapshot
+from asynccb.unit import Units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asynccb.bus.dispatch import Dispatcher
     from asynccb.bus.dispatch import Emit as HookTable
-    from asynccb.protocols import Batch, Gate, Model, Source
+    from asynccb.protocols import Batch, Gate, Model, Place, Source
+    from asynccb.resume import Resume
     from asynccb.statistics import Phases
     from asynccb.training.control import Control
     from asynccb.training.programs import Program
@@ -32,6 +35,7 @@ class Driver:
     Args:
         model: what is trained.
         program: what is done with it.
+        resume: finds a backup and puts everything back; None where the program is no training.
         dispatcher: runs inline hooks and fills mailboxes.
         control: requests from the loop.
         snapshots: makes the copies of the model.
@@ -45,6 +49,7 @@ class Driver:
         self,
         model: Model,
         program: Program,
+        resume: Resume | None,
         dispatcher: Dispatcher,
         control: Control,
         snapshots: Snapshots,
@@ -67,6 +72,9 @@ class Driver:
         )
         self._model = model
         self._program = program
+        self._resume = resume
+        self._place: Place | None = None
+        self._counted = 0  # `step` when the training came to that place
         self._dispatcher = dispatcher
         self._control = control
         self._phases = phases
@@ -81,6 +89,10 @@ class Driver:
         self.stopped = control.stopped
         control.flagged = _stop_flag(model.user_model)
         control.capture = self.capture
+        self._units = None
+        if resume is not None:
+            self._units = Units(dispatcher, self._capture_for_unit, self._describe, control.limits.unit)
+            control.cut = self._cut
 
     # The host -----------------------------------------------------------------------------------------------
 
@@ -89,6 +101,25 @@ class Driver:
 
     def broke_inside(self) -> None:
         self._control.torn = True
+
+    def enter(self, place: Place | None, *, last: bool = False) -> None:
+        self._place, self._counted = place, self.step
+        self._cut(last=last)
+
+    def _cut(self, *, last: bool = False) -> None:
+        place = self._place
+        if place is None or self._units is None:
+            return
+        if place.phase == "batches":
+            place = place._replace(batch=place.batch + self.step - self._counted)
+        self._units.cut(place, self.step, last=last)
+
+    def _describe(self) -> dict[str, Any]:
+        assert self._resume is not None
+        # A stop from within belongs to the training: an uninterrupted one would stop here too. One from
+        # outside (run.stop, stop_after) does not.
+        stop = (self._control.stop_reason or FLAGGED) if self._control.flagged() else None
+        return self._resume.describe() | {"stop": stop}
 
     # The thread ---------------------------------------------------------------------------------------------
 
@@ -116,6 +147,12 @@ class Driver:
             raise TornState("the model raised inside a batch, so its weights may be half updated")
         return self.snapshots.take(self.step, self.epoch, pooled=pooled)
 
+    def _capture_for_unit(self) -> Snapshot:
+        plain = getattr(self._model, "plain_state", None)
+        if plain is None:
+            return self.capture(pooled=True)
+        return Snapshot(plain(), self.step, self.epoch)
+
     def capture_final(self) -> Snapshot:
         """A copy of the model after the end, on any thread that keeps others from the model."""
         return Snapshot(self._model.capture(), self.step, self.epoch)
@@ -123,6 +160,8 @@ class Driver:
     def _open_and_close(self) -> Outcome:
         mark_training(self._model.user_model, self.ident, self.snapshots.gate)
         self.outcome = outcome = self._train()
+        if self._resume is not None:
+            self._resume.leave(self._dispatcher.subscribers)
         history = self._fixed(outcome)
         outcome = self._close(outcome, history)
         self._control.leave()
@@ -133,14 +172,43 @@ class Driver:
     def _train(self) -> Outcome:
         try:
             params = self._program.prepare(self._model)
+            if self._resume is not None and (resumed := self._resume.begin()) is not None:
+                self.step, self.epoch = resumed.step, resumed.epoch
             self._equip(params)
             self._dispatcher.begin(self._program.opening, self.step)
             self._dispatcher.wait_begun()
+            if self._resume is not None:
+                self._begin_or_go_on(self._resume)
             self._phases.enter("batches")
             whole = self._program.tell(self._model, self)
             return of_return(whole, self._control.stop_reason)
+        except Interrupt as interrupt:
+            return of_error(self._cut_at_cancel(interrupt))
         except BaseException as error:
             return of_error(error)
+
+    def _begin_or_go_on(self, resume: Resume) -> None:
+        if resume.resumed is None:
+            # Rows and records that are written before the first backup would be there twice after a crash.
+            self.enter(resume.start)
+            self._dispatcher.wait_begun()
+        elif (reason := resume.end(self._dispatcher.subscribers)) is not None:
+            # The flag too, as hooks saw it: the backup that is made where this ends says so again.
+            self._model.user_model.stop_training = True
+            self._control.stop(reason)
+
+    def _cut_at_cancel(self, interrupt: Interrupt) -> BaseException:
+        """The last unit of a cancelled training. Answers why it ended, which is something else if that fails
+        otherwise than by the cancel."""
+        if interrupt.cause != "cancelled" or not self._control.between or self._control.torn:
+            return interrupt
+        try:
+            self._cut(last=True)
+        except Interrupt:  # no room for a copy: the backup before this one stands
+            return interrupt
+        except BaseException as error:
+            return error
+        return interrupt
 
     def _close(self, outcome: Outcome, history: Any) -> Outcome:
         # From here on nothing is waited for: the drain follows on the loop, and it has its own limits.

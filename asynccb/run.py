@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import itertools
 import logging
 import threading
@@ -21,31 +20,28 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from asynccb.budget import SwitchInterval
-from asynccb.bus.delivery import Consumer
-from asynccb.bus.dispatch import Dispatcher, Subscriber
-from asynccb.bus.mailbox import Mailbox, marker
-from asynccb.bus.readers import EventStream, Readers
-from asynccb.bus.wakeup import Wakeup
+from asynccb.bus.mailbox import marker
 from asynccb.claims import Claim
-from asynccb.driver import Driver, mark_training
+from asynccb.driver import mark_training
 from asynccb.ending import Outcome, note_all, of_error, raisable
 from asynccb.errors import CallbackError, NotStarted, RunCancelled, SelfWait, TornState
-from asynccb.failures import Failures
-from asynccb.statistics import Phases, RunStatistics
+from asynccb.statistics import RunStatistics
 from asynccb.storage.serial import SerialExecutor
-from asynccb.supervisor import Supervisor
-from asynccb.training.control import STUCK, Control, Limits, SnapshotRequest
-from asynccb.training.snapshot import Snapshots
+from asynccb.training.control import STUCK, SnapshotRequest
+from asynccb.wiring import Wiring, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
 
-    from asynccb.bus.delivery import HookFailure
+    from asynccb.bus.mailbox import Mailbox
+    from asynccb.bus.readers import EventStream
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
     from asynccb.callbacks.hooks import Hooks
-    from asynccb.protocols import Engine, Model
+    from asynccb.protocols import Engine, Model, QueueStatistics
+    from asynccb.resume import Resume, Resumed
+    from asynccb.training.control import Limits
     from asynccb.training.programs import Program
     from asynccb.training.snapshot import Snapshot
 
@@ -95,82 +91,49 @@ class Run:
         limits: Limits,
         stop_after: float | None = None,
         switch_interval: float | None = None,
+        resume: Resume | None = None,
     ) -> None:
         self.name = name or f"run-{next(_numbers)}"
         self.history = history
         self._loop = asyncio.get_running_loop()
-        self._loop_thread = threading.get_ident()
         self._model = model
         self._program = program
+        self._resume = resume
+        if resume is not None:
+            resume.owner = self.name
         self._claim = Claim(self.name, model.user_model, [callback for callback, _ in callbacks])
         self._final_claim = self._claim
         mark_training(model.user_model, -1)
-        self._limits = limits
-        self._phases = Phases("queued")
         self._switch_interval = SwitchInterval(switch_interval) if switch_interval else None
         self._callbacks = callbacks
         self._outcome: Outcome | None = None
-        self._failures = Failures(self.name, history, self._fail)
+        self._queues: dict[str, QueueStatistics] = {}
         self._awaiting = 0
         self._ended = asyncio.Event()
         self._open_callbacks = {callback for callback, _ in callbacks}
         self._context = contextvars.copy_context()
         self._context.run(_inside.set, (*_inside.get(), self))
 
-        self._wakeup = Wakeup(self._loop, self._deliver)
-        self._control = Control(self._loop.is_closed, self._wakeup.flush, limits)
-        self._readers = Readers(replay, self._readers_changed)
-        subscribers = [
-            self._subscriber(name, callback, hooks)
-            for name, (callback, hooks) in zip(_names(callbacks), callbacks, strict=True)
-        ]
-        snapshots = Snapshots(model, self._control, self.name)
-        self._dispatcher = Dispatcher(
-            subscribers,
-            self._readers,
-            self._wakeup,
-            self._control,
-            snapshots.gate,
-            failed=self._failures.inline,
-            warn=self._warn_lockstep,
-            phase=self._phases.enter,
-        )
-        self._driver = Driver(
+        self._wiring = wiring = Wiring(
+            self.name,
+            self._loop,
             model,
             program,
-            self._dispatcher,
-            self._control,
-            snapshots,
-            self._phases,
+            resume,
+            callbacks,
+            history,
+            engine=engine,
+            replay=replay,
+            limits=limits,
             equip=self._equip,
-            fixed=self._fix_on_thread,
-            left=self._thread_left,
-        )
-        self._consumers = [
-            Consumer(
-                subscriber.name,
-                subscriber.mailbox,
-                subscriber.beside,
-                failed=functools.partial(self._beside_failed, subscriber),
-                moved=self._moved,
-                cancelled=self.cancel,
-                closing=frozenset({"on_exception", program.closing.hook}),
-                died=functools.partial(self._failures.died, subscriber.name),
-            )
-            for subscriber in subscribers
-        ]
-        self._supervisor = Supervisor(
-            self.name,
-            self._driver,
-            program,
-            self._consumers,
-            self._dispatcher,
-            self._control,
-            engine,
             fixed=self._fix,
+            left=self._thread_left,
             cancel=self.cancel,
             context=self._context.copy,
         )
+        self._control, self._dispatcher, self._driver = wiring.control, wiring.dispatcher, wiring.driver
+        self._consumers, self._supervisor = wiring.consumers, wiring.supervisor
+        self._failures, self._readers = wiring.failures, wiring.readers
         self._timer = None
         if stop_after is not None:
             self._timer = self._loop.call_later(stop_after, self.stop, f"stop_after {stop_after:g} s")
@@ -201,6 +164,12 @@ class Run:
         return self._driver.step
 
     @property
+    def resumed(self) -> Resumed | None:
+        """The backup that this training goes on from, and where; None where it began anew. Known from
+        ``on_train_begin`` on."""
+        return None if self._resume is None else self._resume.resumed
+
+    @property
     def logs(self) -> Mapping[str, Any]:
         """The newest logs of a batch or an epoch; a copy."""
         return dict(self._driver.logs)
@@ -228,15 +197,7 @@ class Run:
     @property
     def stats(self) -> RunStatistics:
         """Counts of events, mailboxes and waits so far, and where the time went."""
-        return RunStatistics(
-            self._dispatcher.taken,
-            {s.name: s.mailbox.statistics() for s in self._dispatcher.subscribers},
-            dict(self._control.waits),
-            dict(self._control.waited),
-            self._driver.snapshots.made,
-            dict(self._dispatcher.clock.spent),
-            self._phases.read(),
-        )
+        return self._wiring.statistics(self._queues if self._ended.is_set() else self._wiring.queues())
 
     @property
     def settled(self) -> bool:
@@ -269,7 +230,7 @@ class Run:
         if self._supervisor.cancelled_at is None:
             self._supervisor.cancelled_at = time.monotonic()
         self._control.interrupt_with("cancelled", str(reason))
-        self._poke()
+        self._wiring.poke()
 
     def pause(self) -> None:
         """Asks the training to park after the batch under way; ``state`` is ``paused`` once it has."""
@@ -306,7 +267,7 @@ class Run:
         loop = asyncio.get_running_loop()
         request = SnapshotRequest(
             lambda snapshot: _tell_whole(loop, set_answer, snapshot.another()),
-            lambda error: _tell(loop, set_answer, None, error),
+            lambda error: tell(loop, set_answer, None, error),
         )
         if self._control.ask(request):
             return await answered
@@ -325,7 +286,7 @@ class Run:
                 done = self._loop.create_future()
                 consumer.mailbox.put(marker(done))
                 marks.append(done)
-        self._wakeup.flush()
+        self._wiring.wakeup.flush()
         for done in marks:
             await done
 
@@ -396,6 +357,11 @@ class Run:
         a writer. Called in inline hooks."""
         return self._dispatcher.shares_copy(callback) or self._driver.snapshots.has_room()
 
+    def want_unit(self) -> None:
+        """Says that a callback with ``take_unit`` wants a resume unit: it is asked at the next place where
+        one can be cut. Legal on any thread."""
+        self._control.want_unit()
+
     def announce_saved(self, path: str, epoch: int) -> None:
         """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
         self._dispatcher.commit(path, epoch)
@@ -442,7 +408,9 @@ class Run:
     def _result(self) -> History:
         assert self._outcome is not None
         if self._outcome.kind == "cancelled":
-            raise RunCancelled(self._outcome.reason, self.history)
+            cancelled = RunCancelled(self._outcome.reason, self.history)
+            note_all(cancelled, list(self._failures.errors))
+            raise cancelled
         self._outcome.raise_exception()
         return self.history
 
@@ -496,16 +464,18 @@ class Run:
         try:
             if self._timer is not None:
                 self._timer.cancel()
-            self._wakeup.close()
+            self._wiring.wakeup.close()
             if self._driver.ident is None:
                 self._close_unused()
         finally:
-            self._phases.enter(None)
+            self._wiring.phases.enter(None)
+            self._queues = self._wiring.queues()
             self._ended.set()
             self._readers.close()
-        if outcome.kind == "failed" and not self._awaiting:
+        if (outcome.kind == "failed" or errors) and not self._awaiting:
             # As text: the exception's traceback would hold the run and all its arrays.
-            logger.error("%s failed and nobody awaits it: %s", self.name, outcome.reason)
+            reason = outcome.reason if outcome.kind == "failed" else f"{outcome.reason}; {errors[0]}"
+            logger.error("%s %s and nobody awaits it: %s", self.name, outcome.kind, reason)
 
     def _close_unused(self) -> None:
         """No thread ever ran: what it and consumers that never started would have closed on their way out is
@@ -520,15 +490,6 @@ class Run:
         self.history.reason = outcome.reason
         self._failures.publish()
         return self.history
-
-    def _beside_failed(self, subscriber: Subscriber, failure: HookFailure) -> None:
-        self._failures.beside(failure, subscriber.callback.on_error)
-        if failure.consumer.muted:
-            self._dispatcher.mute(subscriber)
-
-    def _fix_on_thread(self, outcome: Outcome) -> History:
-        # A thread that was given up as stuck has no say any more when it comes back.
-        return self.history if self._supervisor.stuck else self._fix(outcome)
 
     def _thread_left(self, outcome: Outcome) -> None:
         """The last that happens on the training thread."""
@@ -594,87 +555,10 @@ class Run:
             self._final_claim.let_go()
         return self._final_claim.let_go
 
-    # Wiring -------------------------------------------------------------------------------------------------
-
-    def _subscriber(self, name: str, callback: Callback, hooks: Hooks) -> Subscriber:
-        mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
-        return Subscriber(
-            name,
-            callback,
-            hooks.inline,
-            hooks.beside,
-            mailbox,
-            lockstep=callback.lockstep,
-            changes_model=hooks.changes_model,
-            model_asks=getattr(self._model, "always_asks", False),
-        )
-
-    def _deliver(self) -> None:
-        for consumer in self._consumers:
-            if consumer.mailbox.queue:
-                consumer.wake()
-        self._readers.wake()
-
-    def _moved(self) -> None:
-        self._supervisor.moved()
-
-    def _poke(self) -> None:
-        _tell(self._loop, self._supervisor.poke)
-
-    def _readers_changed(self) -> None:
-        # A stream may be dropped by the garbage collector, on any thread; tables are made on the loop.
-        if threading.get_ident() == self._loop_thread:
-            self._dispatcher.rebuild()
-        else:
-            _tell(self._loop, self._dispatcher.rebuild)
-
-    def _wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
-        consumer = next(c for c in self._consumers if c.mailbox is mailbox)
-        self._control.wait(
-            "mailbox",
-            has_room,
-            complain=lambda seconds: logger.warning(
-                "%s: the training has waited %.1f s for %s.%s, whose mailbox is full. "
-                'Make the hook quicker, or choose overflow = "drop_oldest" or "latest"',
-                self.name,
-                seconds,
-                mailbox.owner,
-                consumer.hook or "hooks",
-            ),
-            complain_after=self._limits.slow_mailbox,
-        )
-
-    def _fail(self, error: CallbackError) -> None:
-        self._control.interrupt_with("failed", str(error), error)
-        self._poke()
-
-    def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
-        logger.warning("%s: the training has waited %.0f s for %s.%s", self.name, seconds, names, hook)
-
-
-def _names(callbacks: list[tuple[Callback, Hooks]]) -> list[str]:
-    """A name for each callback: its class, numbered from the second of a class on."""
-    counts: dict[str, int] = {}
-    names = []
-    for callback, _ in callbacks:
-        kind = type(callback).__name__
-        counts[kind] = counts.get(kind, 0) + 1
-        names.append(kind if counts[kind] == 1 else f"{kind}#{counts[kind]}")
-    return names
-
-
-def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
-    """Calls ``function`` on the loop soon; nothing where the loop is gone, for then nobody listens."""
-    try:
-        loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-
 
 def _tell_whole(loop: asyncio.AbstractEventLoop, answer: Callable[..., object], snapshot: Snapshot) -> None:
     """Answers once the copy is made, so that nobody on the loop waits for the thread that makes it."""
-    snapshot.then(lambda: _tell(loop, answer, snapshot, None))
+    snapshot.then(lambda: tell(loop, answer, snapshot, None))
 
 
 def _discard(mailbox: Mailbox) -> None:

@@ -97,6 +97,13 @@ class ScriptedModel:
     def capture(self) -> ScriptedState:
         return ScriptedState(self.weights.copy())
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights[:] = state["weights"]
+        self.steps = int(state["steps"])
+
     async def open(self, batches: int = 1) -> None:
         """Lets ``batches`` more through, and waits until the thread stands at the gate again or the runs have
         ended."""

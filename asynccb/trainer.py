@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from asynccb.callbacks.backup_and_restore import BackupAndRestore
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.base_logger import BaseLogger
 from asynccb.callbacks.early_stopping import EarlyStopping
@@ -13,11 +15,13 @@ from asynccb.callbacks.history import History
 from asynccb.callbacks.hooks import Hooks, read_hooks
 from asynccb.callbacks.model_checkpoint import ModelCheckpoint
 from asynccb.callbacks.progbar_logger import ProgbarLogger
+from asynccb.callbacks.swap_ema_weights import SwapEMAWeights
 from asynccb.callbacks.tensorboard import TensorBoard
 from asynccb.callbacks.terminate_on_nan import TerminateOnNaN
 from asynccb.engines.thread import ThreadEngine
 from asynccb.errors import ArgumentError
 from asynccb.models.adapt import adapt
+from asynccb.resume import Resume, check_resumable
 from asynccb.run import Run
 from asynccb.training.arguments import check_count, check_fit, check_seconds, recognise
 from asynccb.training.control import Limits
@@ -35,7 +39,16 @@ __all__ = ["Trainer"]
 REPLAY = 4096
 """Events kept for readers that come late."""
 
-_ADD_NO_KEYS = (BaseLogger, EarlyStopping, History, ModelCheckpoint, TensorBoard, TerminateOnNaN)
+_ADD_NO_KEYS = (
+    BackupAndRestore,
+    BaseLogger,
+    EarlyStopping,
+    History,
+    ModelCheckpoint,
+    SwapEMAWeights,
+    TensorBoard,
+    TerminateOnNaN,
+)
 
 
 class Trainer:
@@ -45,7 +58,8 @@ class Trainer:
         model: a :class:`asynccb.models.Sequential`, or any object with ``train_batch(batch) -> dict``.
         seed: of the order of the samples: every fit starts from it, and the order of epoch e depends on
             (seed, e) alone.
-            None: one is drawn, and can be read as ``trainer.seed``.
+            None: one is drawn, and can be read as ``trainer.seed``; a training that goes on from a backup
+            takes that of the backup.
         engine: where runs are executed; None: each in a daemon thread of its own.
 
     Attributes:
@@ -60,6 +74,7 @@ class Trainer:
     def __init__(self, model: Any, seed: int | None = None, engine: Engine | None = None) -> None:
         self._model = adapt(model)
         self.model = self._model.user_model
+        self._seed_drawn = seed is None
         drawn = np.random.SeedSequence().generate_state(1)[0] if seed is None else seed
         self.seed = check_count("seed", drawn, least=0)
         self._engine: Engine = ThreadEngine() if engine is None else engine
@@ -85,6 +100,7 @@ class Trainer:
         validation_batch_size: int | None = None,
         validation_freq: int | Iterable[int] = 1,
         *,
+        resume: str | os.PathLike[str] | Literal[False] | None = None,
         stop_after: datetime.timedelta | None = None,
         name: str | None = None,
         replay: int = REPLAY,
@@ -120,6 +136,11 @@ class Trainer:
             validation_steps: batches in a validation.
             validation_batch_size: None: as ``batch_size``.
             validation_freq: validate after every n-th epoch, or after the 1-based epochs of a list.
+            resume: go on from a backup that a :class:`~asynccb.callbacks.BackupAndRestore` made: a file, or a
+                folder, of which the newest intact one counts; in a folder with nothing in it yet the training
+                begins anew. A training that had ended gives its History at once; ``epochs`` may be larger
+                than it was, callbacks may be added. None (default): the folder of the BackupAndRestore among
+                the callbacks, if there is one. False: begin anew all the same.
             stop_after: stop at the first batch after this time, as ``run.stop`` does.
             name: of the run; None: ``run-<n>``.
             replay: events kept for ``run.events(since=...)``.
@@ -130,6 +151,8 @@ class Trainer:
 
         Raises:
             ArgumentError: before the first batch; names the argument, what was given and what is allowed.
+            ResumeRefused: the backup is of another training; lists the differences. Nothing is changed.
+            FileRefused: every backup is damaged.
             HookRefused: a callback's hook cannot be called as it stands.
             ModelBusy, CallbackBusy: in another run that is under way.
             CallbackError: a beside-hook raised.
@@ -153,6 +176,7 @@ class Trainer:
             validation_steps,
             validation_batch_size,
             validation_freq,
+            resume=resume,
             stop_after=stop_after,
             name=name,
             replay=replay,
@@ -179,6 +203,7 @@ class Trainer:
         validation_batch_size: int | None = None,
         validation_freq: int | Iterable[int] = 1,
         *,
+        resume: str | os.PathLike[str] | Literal[False] | None = None,
         stop_after: datetime.timedelta | None = None,
         name: str | None = None,
         replay: int = REPLAY,
@@ -214,7 +239,16 @@ class Trainer:
         given = _as_list(callbacks)
         history, ordered = _with_automatic(given, asked.verbose)
         hooked = [(callback, read_hooks(callback)) for callback in ordered]
-        program = Fit(asked, self.seed, log_keys_open=any(_may_add_keys(*pair) for pair in hooked))
+        program = Fit(
+            asked,
+            self.seed,
+            seed_drawn=self._seed_drawn,
+            log_keys_open=any(_may_add_keys(*pair) for pair in hooked),
+        )
+        backups = [callback for callback in ordered if isinstance(callback, BackupAndRestore)]
+        paths = _resume_paths(resume, backups)
+        if paths or backups:
+            check_resumable(self._model, "backups are asked for" if backups else "it is to be resumed")
         run: Run = self._run(
             program,
             hooked,
@@ -223,6 +257,7 @@ class Trainer:
             replay=replay,
             stop_after=asked.stop_after,
             switch_interval=check_seconds("switch_interval", switch_interval),
+            resume=Resume(self._model, program, paths, backups),
         )
         self.last_run = run
         return run
@@ -289,6 +324,7 @@ class Trainer:
         replay: int,
         stop_after: float | None,
         switch_interval: float | None = None,
+        resume: Resume | None = None,
     ) -> Run:
         return Run(
             self._model,
@@ -301,7 +337,25 @@ class Trainer:
             limits=self._limits,
             stop_after=stop_after,
             switch_interval=switch_interval,
+            resume=resume,
         )
+
+
+def _resume_paths(resume: Any, backups: list[BackupAndRestore]) -> list[str]:
+    """What to go on from.
+
+    Raises:
+        ArgumentError: neither a path nor False nor None.
+    """
+    if resume is False:
+        return []
+    if resume is None:
+        return [callback.backup_dir for callback in backups]
+    if not isinstance(resume, (str, os.PathLike)):
+        raise ArgumentError(
+            "resume", resume, "the path of a backup or of a folder of backups, None, or False to begin anew"
+        )
+    return [os.path.abspath(os.fspath(resume))]
 
 
 def _data(x: Any, y: Any, sample_weight: Any, batch_size: int | None, steps: int | None) -> Any:

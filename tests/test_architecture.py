@@ -55,10 +55,13 @@ MAY_IMPORT: dict[str, list[str]] = {
     "statistics": [*GROUND, "bus"],
     "failures": [*GROUND, "bus", "callbacks"],
     "ending": [*GROUND, "training.control"],
-    "driver": [*GROUND, "training", "bus", "ending", "statistics"],
+    "unit": [*GROUND, "callbacks.base", "storage", "training", "bus"],
+    "resume": [*GROUND, "callbacks.history", "storage", "budget", "training", "bus", "unit"],
+    "driver": [*GROUND, "training", "bus", "ending", "statistics", "unit", "resume"],
     "supervisor": [*GROUND, "bus", "claims", "ending", "driver"],
-    "run": [*PARTS, "budget", "statistics", "claims", "failures", "ending", "driver", "supervisor"],
-    "trainer": [*PARTS, "models", "claims", "ending", "driver", "supervisor", "run"],
+    "wiring": [*PARTS, "statistics", "failures", "ending", "resume", "driver", "supervisor"],
+    "run": [*PARTS, "budget", "statistics", "claims", "ending", "resume", "driver", "wiring"],
+    "trainer": [*PARTS, "models", "claims", "ending", "resume", "run"],
     # doubles for tests of users, and the guests
     "testing": [*PARTS, "run", "trainer"],
     "cli": [*PARTS, "models", "run", "trainer"],
@@ -69,7 +72,7 @@ MAY_IMPORT: dict[str, list[str]] = {
 LAZY_EXCEPTIONS: dict[tuple[str, str], str] = {}
 
 FRAMEWORKS = {"flax", "jax", "keras", "sklearn", "tensorflow", "torch"}
-LAZY = {"PIL", "aiofiles", "aiohttp", "h5py", "pandas", "rich", "tensorboardX"}
+LAZY = {"PIL", "aiohttp", "h5py", "pandas", "rich", "tensorboardX"}
 
 
 # ---------------------------------------------------------------- reading the sources

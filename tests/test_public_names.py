@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 PUBLIC = [
     "ArgumentError",
     "AsynccbError",
+    "BackupIncomplete",
     "Callback",
     "CallbackBusy",
     "CallbackError",
     "CheckpointWriteError",
     "Failure",
     "FileRefused",
+    "FolderBusy",
     "Gap",
     "History",
     "HookRefused",
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "ResumeRefused",
+    "Resumed",
     "Run",
     "RunCancelled",
     "SelfWait",
@@ -38,6 +42,7 @@ PUBLIC = [
 ]
 
 CALLBACKS = [
+    "BackupAndRestore",
     "BaseLogger",
     "CSVLogger",
     "Callback",
@@ -49,6 +54,7 @@ CALLBACKS = [
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "RemoteMonitor",
+    "SwapEMAWeights",
     "TensorBoard",
     "TerminateOnNaN",
 ]

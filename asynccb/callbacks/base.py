@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from asynccb.protocols import QueueStatistics
+
 __all__ = ["Callback"]
 
 Overflow = Literal["wait", "drop_oldest", "latest"]
@@ -58,6 +60,12 @@ class RunHandle(Protocol):
 
     name: str
 
+    @property
+    def resumed(self) -> Any: ...
+
+    @property
+    def history(self) -> Any: ...
+
     def stop(self, reason: str = "stopped") -> None: ...
 
     def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> SnapshotHandle: ...
@@ -67,6 +75,8 @@ class RunHandle(Protocol):
     def room_for_copy(self, callback: Callback) -> bool: ...
 
     def announce_saved(self, path: str, epoch: int) -> None: ...
+
+    def want_unit(self) -> None: ...
 
     def direction(self, metric: str) -> str | None: ...
 
@@ -98,6 +108,9 @@ class Callback:
             before such a hook runs. Set it False in a class whose hooks only look: then copies cost the
             training less. It holds for the hooks of the class that sets it, and not for those that a subclass
             overrides.
+        told_apart_by: names of attributes that tell an instance from another one of its class, such as
+            ``("filename",)``: a resumed training gives each its own state by them, and by the order in the
+            list where they are equal. Default: by the order alone.
     """
 
     lockstep: ClassVar[bool] = False
@@ -105,6 +118,7 @@ class Callback:
     on_error: ClassVar[OnError] = "raise"
     changes_model: ClassVar[bool] = True
     mailbox_size: ClassVar[int] = 1024
+    told_apart_by: ClassVar[tuple[str, ...]] = ()
 
     model: Any = None
     params: dict[str, Any] | None = None
@@ -141,11 +155,38 @@ class Callback:
         return snapshot
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training must know of this callback, as plain data (JSON types and numpy arrays)."""
+        """What a resumed training must know of this callback. Default: nothing.
+
+        Plain data: None, bool, int, float, str, numpy arrays and scalars of bools, integers or floats, lists,
+        and dicts with keys of type str. It is copied at once, so live arrays may be answered.
+
+        A callback whose hooks are ``def`` is asked on the training thread, between two batches; what its
+        hooks returned as coroutines may still have to run, and must not change what is answered here. One
+        whose hooks are ``async def`` is asked on the event loop, in its own order, when it has handled every
+        event up to that moment. The moment lies behind a batch, before a validation, before the end of an
+        epoch, or between two epochs.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` answered; called after ``on_train_begin``."""
+        """Takes back what :meth:`state_dict` answered, in a training that goes on where another one was.
+
+        Called on the training thread, before its first batch, after ``on_train_begin`` and its coroutines. A
+        training that goes on in the middle of an epoch does **not** call ``on_epoch_begin`` for it: what a
+        callback keeps from hook to hook belongs into its state.
+        """
+
+    async def sync(self) -> None:
+        """What this callback has handled so far is durable when this returns. Default: nothing to do.
+
+        Awaited on the event loop, in the callback's own order. A class that overrides it says that it writes
+        files or rows: what a training is resumed from becomes valid only after it.
+        """
+
+    def queue_statistics(self) -> dict[str, QueueStatistics]:
+        """What waits inside of this callback, beyond its mailbox, by a name for it; shown in
+        ``run.stats.queues``. Called on any thread."""
+        return {}
 
     # The hooks. Each may be overridden by a `def` or an `async def`, hence the wide return type.
 

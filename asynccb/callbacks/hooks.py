@@ -87,6 +87,8 @@ def _may_change_model(callback: Callback) -> bool:
     not said it for its own."""
     if any(getattr(hook, "__self__", None) is not callback for hook in _own_hooks(vars(callback))):
         return True
+    if vars(callback).get("changes_model"):  # one of the instances of its class that do
+        return True
     for kind in type(callback).__mro__:
         if "changes_model" in vars(kind):
             return bool(vars(kind)["changes_model"])

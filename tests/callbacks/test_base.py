@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asynccb import Callback, CallbackBusy, HookRefused, Trainer
+from asynccb import Callback, CallbackBusy, HookRefused, Trainer, callbacks
 from asynccb.callbacks.hooks import read_hooks
 from asynccb.testing import ScriptedModel
 
@@ -204,3 +204,14 @@ def test_a_setter_that_nobody_would_await_is_refused(setter: str) -> None:
         HookRefused, match=rf"Mine.{setter}=async def {setter}: it is called before the training"
     ):
         read_hooks(callback)
+
+
+@pytest.mark.asyncio
+async def test_nothing_has_to_be_made_durable_unless_a_class_says_so() -> None:
+    assert await Callback().sync() is None  # type: ignore[func-returns-value]
+    say_so = [
+        kind.__name__
+        for name in callbacks.__all__
+        if (kind := getattr(callbacks, name)) is not Callback and kind.sync is not Callback.sync
+    ]
+    assert say_so == ["CSVLogger", "ModelCheckpoint", "TensorBoard"]

@@ -345,6 +345,13 @@ def test_hooks_may_change_the_model_unless_the_very_class_that_has_them_says_no(
     assert read_hooks(callback).changes_model is may
 
 
+def test_one_instance_may_say_that_it_changes_the_model_where_its_class_does_not() -> None:
+    callback = Looks()
+    callback.changes_model = True  # type: ignore[misc]
+    assert read_hooks(callback).changes_model
+    assert not read_hooks(Looks()).changes_model
+
+
 def test_a_hook_put_on_an_instance_may_change_the_model_whatever_its_class_says() -> None:
     callback = Looks()
     callback.on_epoch_end = lambda epoch, logs=None: None  # type: ignore[method-assign]

@@ -1,0 +1,253 @@
+"""The parts of one run, and how they are joined: who tells whom when something has happened.
+
+::
+
+    training thread   driver ── dispatcher ── mailboxes ──┐ wakeup
+    event loop        supervisor ── consumers ◄───────────┘ readers
+    the way uphill    control
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from asynccb.bus.delivery import Consumer
+from asynccb.bus.dispatch import Dispatcher, Subscriber
+from asynccb.bus.mailbox import Mailbox
+from asynccb.bus.readers import Readers
+from asynccb.bus.wakeup import Wakeup
+from asynccb.driver import Driver
+from asynccb.failures import Failures
+from asynccb.statistics import Phases, RunStatistics
+from asynccb.supervisor import Supervisor
+from asynccb.training.control import Control, Limits
+from asynccb.training.snapshot import Snapshots
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+    from collections.abc import Callable, Sequence
+
+    from asynccb.bus.delivery import HookFailure
+    from asynccb.callbacks.base import Callback
+    from asynccb.callbacks.history import History
+    from asynccb.callbacks.hooks import Hooks
+    from asynccb.ending import Outcome
+    from asynccb.errors import CallbackError
+    from asynccb.protocols import Engine, Model, QueueStatistics
+    from asynccb.resume import Resume
+    from asynccb.training.programs import Program
+
+__all__ = ["Wiring", "tell"]
+
+logger = logging.getLogger("asynccb")
+
+
+class Wiring:
+    """Makes the parts of a run. Called on the loop; nothing is started.
+
+    Args:
+        name: of the run.
+        loop: of the run.
+        callbacks: in order, each with its hooks.
+        history: gets the failures.
+        replay: events kept for readers.
+        equip: gives each callback its run, params and data; called on the training thread.
+        fixed: told the outcome when it is fixed, by whoever knows it first; answers the History.
+        left: told the final outcome as the last thing on the training thread.
+        cancel: cancels the run, with a reason.
+        context: gives each task a fresh copy of the caller's context.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        model: Model,
+        program: Program,
+        resume: Resume | None,
+        callbacks: Sequence[tuple[Callback, Hooks]],
+        history: History,
+        *,
+        engine: Engine,
+        replay: int,
+        limits: Limits,
+        equip: Callable[[dict[str, Any]], None],
+        fixed: Callable[[Outcome], History],
+        left: Callable[[Outcome], None],
+        cancel: Callable[[str], None],
+        context: Callable[[], contextvars.Context],
+    ) -> None:
+        self._name = name
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._feeds = program.feeds
+        self._slow_mailbox = limits.slow_mailbox
+        self.phases = Phases("queued")
+        self.failures = Failures(name, history, self._fail)
+        self.wakeup = Wakeup(loop, self._deliver)
+        self.control = Control(loop.is_closed, self.wakeup.flush, limits)
+        self.readers = Readers(replay, self._readers_changed)
+        model_asks = getattr(model, "always_asks", False)
+        subscribers = [
+            self._subscriber(own, callback, hooks, model_asks)
+            for own, (callback, hooks) in zip(_names(callbacks), callbacks, strict=True)
+        ]
+        snapshots = Snapshots(model, self.control, name)
+        self.dispatcher = Dispatcher(
+            subscribers,
+            self.readers,
+            self.wakeup,
+            self.control,
+            snapshots.gate,
+            failed=self.failures.inline,
+            warn=self._warn_lockstep,
+            phase=self.phases.enter,
+        )
+        self.driver = Driver(
+            model,
+            program,
+            resume,
+            self.dispatcher,
+            self.control,
+            snapshots,
+            self.phases,
+            equip=equip,
+            # A thread that was given up as stuck has no say any more when it comes back.
+            fixed=lambda outcome: history if self.supervisor.stuck else fixed(outcome),
+            left=left,
+        )
+        self.consumers = [
+            Consumer(
+                subscriber.name,
+                subscriber.mailbox,
+                subscriber.beside,
+                failed=functools.partial(self._beside_failed, subscriber),
+                moved=self._moved,
+                cancelled=cancel,
+                closing=frozenset({"on_exception", program.closing.hook}),
+                died=functools.partial(self.failures.died, subscriber.name),
+            )
+            for subscriber in subscribers
+        ]
+        self.supervisor = Supervisor(
+            name,
+            self.driver,
+            program,
+            self.consumers,
+            self.dispatcher,
+            self.control,
+            engine,
+            fixed=fixed,
+            cancel=cancel,
+            context=context,
+        )
+
+    def poke(self) -> None:
+        """Something changed that the supervisor may be waiting for. Legal on any thread."""
+        tell(self._loop, self.supervisor.poke)
+
+    def statistics(self, queues: dict[str, QueueStatistics]) -> RunStatistics:
+        """Counts so far. ``queues``: what waits outside of mailboxes."""
+        return RunStatistics(
+            self.dispatcher.taken,
+            {s.name: s.mailbox.statistics() for s in self.dispatcher.subscribers},
+            dict(self.control.waits),
+            dict(self.control.waited),
+            self.driver.snapshots.made,
+            dict(self.dispatcher.clock.spent),
+            self.phases.read(),
+            queues,
+        )
+
+    def queues(self) -> dict[str, QueueStatistics]:
+        """Of all that waits outside of mailboxes. A callback may serve another run after this one."""
+        found = {"event streams": self.readers.statistics(), "copies": self.driver.snapshots.statistics()}
+        found |= {f"source of {feed.name}": feed.statistics() for feed in self._feeds}
+        for subscriber in self.dispatcher.subscribers:
+            try:
+                own = subscriber.callback.queue_statistics()
+                found |= {f"{subscriber.name}: {what}": counts for what, counts in own.items()}
+            except Exception:  # a user's: whoever looks at a run must not get its errors, nor its end fail
+                continue
+        return found
+
+    def _subscriber(self, name: str, callback: Callback, hooks: Hooks, model_asks: bool) -> Subscriber:
+        mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
+        return Subscriber(
+            name,
+            callback,
+            hooks.inline,
+            hooks.beside,
+            mailbox,
+            lockstep=callback.lockstep,
+            changes_model=hooks.changes_model,
+            model_asks=model_asks,
+        )
+
+    def _deliver(self) -> None:
+        for consumer in self.consumers:
+            if consumer.mailbox.queue:
+                consumer.wake()
+        self.readers.wake()
+
+    def _moved(self) -> None:
+        self.supervisor.moved()
+
+    def _readers_changed(self) -> None:
+        # A stream may be dropped by the garbage collector, on any thread; tables are made on the loop.
+        if threading.get_ident() == self._loop_thread:
+            self.dispatcher.rebuild()
+        else:
+            tell(self._loop, self.dispatcher.rebuild)
+
+    def _wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
+        consumer = next(c for c in self.consumers if c.mailbox is mailbox)
+        self.control.wait(
+            "mailbox",
+            has_room,
+            complain=lambda seconds: logger.warning(
+                "%s: the training has waited %.1f s for %s.%s, whose mailbox is full. "
+                'Make the hook quicker, or choose overflow = "drop_oldest" or "latest"',
+                self._name,
+                seconds,
+                mailbox.owner,
+                consumer.hook or "hooks",
+            ),
+            complain_after=self._slow_mailbox,
+        )
+
+    def _beside_failed(self, subscriber: Subscriber, failure: HookFailure) -> None:
+        self.failures.beside(failure, subscriber.callback.on_error)
+        if failure.consumer.muted:
+            self.dispatcher.mute(subscriber)
+
+    def _fail(self, error: CallbackError) -> None:
+        self.control.interrupt_with("failed", str(error), error)
+        self.poke()
+
+    def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
+        logger.warning("%s: the training has waited %.0f s for %s.%s", self._name, seconds, names, hook)
+
+
+def _names(callbacks: Sequence[tuple[Callback, Hooks]]) -> list[str]:
+    """A name for each callback: its class, numbered from the second of a class on."""
+    counts: dict[str, int] = {}
+    names = []
+    for callback, _ in callbacks:
+        kind = type(callback).__name__
+        counts[kind] = counts.get(kind, 0) + 1
+        names.append(kind if counts[kind] == 1 else f"{kind}#{counts[kind]}")
+    return names
+
+
+def tell(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+    """Calls ``function`` on the loop soon; nothing where the loop is gone, for then nobody listens."""
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
