@@ -71,6 +71,23 @@ class BaseLogger(Callback):
                 total, batches = self._unweighted[name]
                 logs[name] = total / batches
 
+    def state_dict(self) -> dict[str, Any]:
+        self._weigh()
+        return {
+            "totals": self._totals,
+            "weights": self._weights,
+            "unweighted": {name: [total, batches] for name, (total, batches) in self._unweighted.items()},
+            "last": self._last,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._reset()
+        self._totals.update(state["totals"])
+        self._weights.update(state["weights"])
+        for name, (total, batches) in state["unweighted"].items():
+            self._unweighted[name] = total, batches
+        self._last.update(state["last"])
+
     def _reset(self) -> None:
         self._width = 0
         self._averaged: list[str] = []

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.callbacks.monitor import find_key
 from asynccb.errors import ArgumentError, CheckpointWriteError
+from asynccb.storage.atomic import make_folder, remove_leftovers
 from asynccb.text import printable
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ class FileTemplate:
         # A name of dots alone is no file but this folder or the one above.
         return self.folder + "".join("_" * len(name) if name in (".", "..") else name for name in tail)
 
+    def gives(self, path: str) -> bool:
+        """Whether ``path``, an absolute one, is one that :meth:`fill` may have given. Paths spelt in an
+        unusual way may be denied; no other is ever confirmed."""
+        folder = os.path.abspath(self.folder or os.curdir)
+        first, *others = self._pieces
+        literals = [first.literal[len(self.folder) :].lstrip("/\\"), *(piece.literal for piece in others)]
+        shape = "".join(
+            re.escape(literal) + ("[^/\\\\]*" if piece.name is not None else "")
+            for literal, piece in zip(literals, self._pieces, strict=True)
+        )
+        inside = os.path.join(folder, "")
+        plain = path == os.path.abspath(path) and path.startswith(inside)
+        return plain and re.fullmatch(shape, path[len(inside) :]) is not None
+
     def prepare(self) -> None:
         """Creates the folder before the first field and tries whether it takes a file. Blocks.
 
@@ -104,10 +119,11 @@ class FileTemplate:
             raise self._refusal("it is an existing folder; a file's path is needed")
         folder = self.folder or os.curdir
         try:
-            os.makedirs(folder, exist_ok=True)
+            make_folder(folder)
             # Asked by doing: permission bits lie to root, on read-only mounts and on network file systems.
             with tempfile.TemporaryFile(dir=folder):
                 pass
+            remove_leftovers(folder)
         except OSError as error:
             raise self._refusal(f"its folder cannot be written: {error.strerror or error}") from error
 
@@ -122,7 +138,7 @@ class FileTemplate:
         try:
             if os.path.commonpath([above, below]) != above:
                 raise PermissionError(f"a link leads out of {above}")
-            os.makedirs(below, exist_ok=True)
+            make_folder(below)
         except OSError as error:
             raise CheckpointWriteError(path, error) from error
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from asynccb.callbacks.base import Callback
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from asynccb.errors import Failure
 
 __all__ = ["History"]
@@ -38,6 +40,7 @@ class History(Callback):
     outcome: str | None
     reason: str | None
     failures: list[Failure]
+    _regular: bool  # every epoch has the same keys, in the same order
 
     def __init__(self) -> None:
         self._reset()
@@ -46,15 +49,25 @@ class History(Callback):
         self._reset()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        logs = dict(logs or {})
-        self._rows.append((epoch, logs))
-        self.epoch.append(epoch)
-        new = [key for key in logs if key not in self.history]
-        if new:
-            # A new dict in place of the old one: somebody may be iterating over that in another thread.
-            self.history = {**self.history, **{key: [] for key in new}}
-        for key, value in logs.items():
-            self.history[key].append(value)
+        self._record(epoch, dict(logs or {}))
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._regular:  # columns are copied and written many times quicker than rows
+            return {"epochs": self.epoch, "columns": self.history}
+        return {"epochs": self.epoch, "logs": [logs for _, logs in self._rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if "columns" in state:
+            keys, columns = list(state["columns"]), state["columns"].values()
+            rows = [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
+        else:
+            rows = state["logs"]
+        for epoch, logs in zip(state["epochs"], rows or [{} for _ in state["epochs"]], strict=True):
+            self._record(epoch, logs)
+
+    def recorded(self) -> list[tuple[int, dict[str, Any]]]:
+        """The 0-based epochs, each with the logs as they were; not to be changed."""
+        return list(self._rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each epoch: ``epoch`` (0-based) first, then the logs of that epoch, and only those.
@@ -65,10 +78,22 @@ class History(Callback):
         """
         return [{"epoch": epoch} | logs | {"epoch": epoch} for epoch, logs in list(self._rows)]
 
+    def _record(self, epoch: int, logs: dict[str, Any]) -> None:
+        self._regular = self._regular and (not self._rows or list(logs) == list(self.history))
+        self._rows.append((epoch, logs))
+        self.epoch.append(epoch)
+        new = [key for key in logs if key not in self.history]
+        if new:
+            # A new dict in place of the old one: somebody may be iterating over that in another thread.
+            self.history = {**self.history, **{key: [] for key in new}}
+        for key, value in logs.items():
+            self.history[key].append(value)
+
     def _reset(self) -> None:
         self.history = {}
         self.epoch = []
         self.outcome = None
         self.reason = None
         self.failures = []
+        self._regular = True
         self._rows: list[tuple[int, dict[str, Any]]] = []

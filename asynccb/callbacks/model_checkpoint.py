@@ -15,8 +15,10 @@ from asynccb.callbacks.base import Callback
 from asynccb.callbacks.batch_hook import add_batch_end
 from asynccb.callbacks.file_template import FileTemplate
 from asynccb.callbacks.monitor import Monitor, find_key
+from asynccb.callbacks.retention import File, Retention
 from asynccb.callbacks.say import say
 from asynccb.errors import ArgumentError, nearest
+from asynccb.protocols import QueueStatistics
 from asynccb.storage.serial import SerialExecutor
 from asynccb.text import printable
 
@@ -39,6 +41,8 @@ class _Save:
     path: str
     epoch: int
     snapshot: SnapshotHandle | None
+    retention: Retention | None
+    file: File | None
 
 
 class ModelCheckpoint(Callback):
@@ -64,8 +68,16 @@ class ModelCheckpoint(Callback):
 
     With ``save_best_only``, NaN is never the best, an equal value is not better, and only those epochs are
     looked at that ``period`` selects. If the monitored value is missing or is not one number, there is one
-    warning, and the model is saved, as in Keras 3. ``best`` starts anew with every training; ``period`` and
-    ``save_freq`` count on.
+    warning, and the model is saved, as in Keras 3. ``best`` and the counts of ``period`` and ``save_freq``
+    start anew with every training, and go on in one that is resumed.
+
+    With ``keep_last`` and ``keep_best`` files are deleted when a newer one is durable, by the thread that
+    writes: all but the newest ``keep_last``, or all but the best ``keep_best`` by ``monitor``; with both, a
+    file stays that either of them keeps. The newest file always stays. Only files that this callback has
+    written in this training, or in the one that it resumes, are deleted or counted: those of older trainings
+    in the same folder are let alone, whatever their numbers. NaN is never among the best; files saved while
+    the monitored value was missing stay, unless ``keep_last`` lets them go. What cannot be deleted is told in
+    one RuntimeWarning, and tried again with the next file.
 
     Args:
         filepath: where to save.
@@ -78,6 +90,9 @@ class ModelCheckpoint(Callback):
         period: epochs from one save to the next.
         save_freq: ``"epoch"``, or the number of batches from one save to the next.
         initial_value_threshold: the best value so far, which the first save has to beat.
+        keep_last: how many of the newest files to keep. Needs a path with fields. Default None.
+        keep_best: how many of the best files to keep. Needs a path with fields. Default None: with neither,
+            all files stay.
 
     Attributes:
         best: the best value of this training; the worst infinity until there is one.
@@ -85,11 +100,17 @@ class ModelCheckpoint(Callback):
             written.
 
     Raises:
-        ArgumentError: a malformed template, a number out of range, or both ``period`` and ``save_freq``.
+        ArgumentError: a malformed template, a number out of range, both ``period`` and ``save_freq``, or a
+            number of files to keep for a path that is always the same.
     """
 
     changes_model: ClassVar[bool] = False
+    told_apart_by: ClassVar[tuple[str, ...]] = ("filepath", "monitor")
     mailbox_size: ClassVar[int] = 2
+
+    epochs_since_last_save: int
+    batches_since_last_save: int
+    _retention: Retention | None
 
     def __init__(
         self,
@@ -103,6 +124,8 @@ class ModelCheckpoint(Callback):
         *,
         save_freq: int | Literal["epoch"] = "epoch",
         initial_value_threshold: float | None = None,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
     ) -> None:
         self._template = FileTemplate(filepath)
         self.filepath = self._template.text
@@ -113,7 +136,7 @@ class ModelCheckpoint(Callback):
             monitor,
             mode,
             owner="ModelCheckpoint",
-            missing="Can save best model only with {monitor} available.",
+            missing=f"Can {'save' if save_best_only else 'keep'} best model only with {{monitor}} available.",
         )
         self.monitor = monitor
         self.verbose = verbose
@@ -124,8 +147,8 @@ class ModelCheckpoint(Callback):
         if save_freq != "epoch" and period != 1:
             raise ArgumentError("period", period, "either period (epochs) or save_freq (batches), not both")
         self.initial_value_threshold = _threshold(initial_value_threshold)
-        self.epochs_since_last_save = 0
-        self.batches_since_last_save = 0
+        self.keep_last = self._number_to_keep("keep_last", keep_last)
+        self.keep_best = self._number_to_keep("keep_best", keep_best)
         if save_freq != "epoch":
             add_batch_end(self, self._save_at_batch)
         self._reset(None)
@@ -133,6 +156,10 @@ class ModelCheckpoint(Callback):
     @property
     def best(self) -> float:
         return self._monitor.best
+
+    def queue_statistics(self) -> dict[str, QueueStatistics]:
+        waits = self._waiting is not None and self._waiting() is not None
+        return {"waiting saves": QueueStatistics(1, "supersede", int(waits), self.superseded)}
 
     def on_train_begin(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         self._reset(self.run)
@@ -161,15 +188,29 @@ class ModelCheckpoint(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "best": self.best,
+            "monitor": self._monitor.state_dict(),
+            "epoch": self._epoch,
             "epochs_since_last_save": self.epochs_since_last_save,
             "batches_since_last_save": self.batches_since_last_save,
+            "superseded": self.superseded,
+            "said": [self._said_unvalidated, self._said_not_a_number],
+            "fields_were_there": self._fields_were_there,
+            "files": [] if self._retention is None else self._retention.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._monitor.best = float(state["best"])
+        self._monitor.load_state_dict(state["monitor"])
+        self._epoch = int(state["epoch"])
         self.epochs_since_last_save = int(state["epochs_since_last_save"])
         self.batches_since_last_save = int(state["batches_since_last_save"])
+        self.superseded = int(state["superseded"])
+        self._said_unvalidated, self._said_not_a_number = map(bool, state["said"])
+        self._fields_were_there = bool(state["fields_were_there"])
+        if self._retention is not None:
+            self._retention.load_state_dict(state["files"], self._template.gives)
+
+    async def sync(self) -> None:
+        """Every save decided so far is durable: each was awaited before this."""
 
     def _save_at_batch(self, batch: int, logs: Any = None) -> Coroutine[Any, Any, None] | None:
         values = {**(logs or {}), "epoch": self._epoch + 1, "batch": batch + 1}
@@ -182,10 +223,15 @@ class ModelCheckpoint(Callback):
 
     def _reset(self, run: Any) -> None:
         self._monitor.reset(run, self.initial_value_threshold)
+        self.epochs_since_last_save = 0
+        self.batches_since_last_save = 0
         self.superseded = 0
         self._epoch = 0
         self._fields_were_there = False
-        self._said_unvalidated = self._said_not_a_number = False
+        self._said_unvalidated = self._said_not_a_number = self._said_undeleted = False
+        # A new one for each training: what a cancelled one still writes is no file of the next one.
+        keeps_all = self.keep_last is None and self.keep_best is None
+        self._retention = None if keeps_all else Retention(self.keep_last, self.keep_best)
         # Weak: a coroutine that is closed before it ran must take its snapshot with it.
         self._waiting: weakref.ref[_Save] | None = None
 
@@ -222,12 +268,14 @@ class ModelCheckpoint(Callback):
 
     def _lacks_validation(self, values: Mapping[str, Any]) -> list[str]:
         """The values that are needed and not there because only other epochs were validated."""
-        if not (self.params or {}).get("do_validation"):
+        if not self._unvalidated(values):
             return []
         needed = [*self._template.names, *([self.monitor] if self.save_best_only else [])]
-        if any(name.startswith("val_") for name in values):
-            return []
         return [name for name in needed if name.startswith("val_")]
+
+    def _unvalidated(self, values: Mapping[str, Any]) -> bool:
+        validates = (self.params or {}).get("do_validation")
+        return bool(validates) and not any(name.startswith("val_") for name in values)
 
     def _say_unvalidated(self, lacking: list[str]) -> None:
         if not self._said_unvalidated:
@@ -240,30 +288,36 @@ class ModelCheckpoint(Callback):
 
     def _decide(self, epoch: int, values: Mapping[str, Any]) -> Coroutine[Any, Any, None] | None:
         path = self._template.fill(values)
-        what = self._reason_to_save(values)
+        value = self._monitored(values) if self.save_best_only or self.keep_best else None
+        what = self._reason_to_save(value)
         if self.verbose and what is not None:
             say(f"\nEpoch {epoch + 1}: {what}saving model to {printable(path)}")
         elif self.verbose:
             say(f"\nEpoch {epoch + 1}: {printable(self.monitor)} did not improve from {self._shown_best()}")
-        return None if what is None else self._hand_over(path, epoch)
+        return None if what is None else self._hand_over(path, epoch, value)
 
-    def _reason_to_save(self, values: Mapping[str, Any]) -> str | None:
-        """Words that tell why to save, empty where there is nothing to tell, or None: not now."""
-        if not self.save_best_only:
-            return ""
+    def _monitored(self, values: Mapping[str, Any]) -> float | None:
+        """The monitored value; None, told once, where it is missing or not one number."""
         try:
             value = self._monitor.value(values)
         except ArgumentError:
-            return self._saved_all_the_same(values)
-        if value is None:
+            self._say_not_a_number(values)
+            return None
+        excused = self.save_freq == "epoch" and self.monitor.startswith("val_") and self._unvalidated(values)
+        if value is None and not excused:
             self._monitor.warn_missing(values)
+        return value
+
+    def _reason_to_save(self, value: float | None) -> str | None:
+        """Words that tell why to save, empty where there is nothing to tell, or None: not now."""
+        if not self.save_best_only or value is None:
             return ""
         before = self._shown_best()
         if not self._monitor.improved(value):
             return None
         return f"{printable(self.monitor)} improved from {before} to {value:.5f}, "
 
-    def _saved_all_the_same(self, values: Mapping[str, Any]) -> str:
+    def _say_not_a_number(self, values: Mapping[str, Any]) -> None:
         if not self._said_not_a_number:
             self._said_not_a_number = True
             given = values[find_key(self.monitor, values) or self.monitor]
@@ -273,13 +327,12 @@ class ModelCheckpoint(Callback):
                 RuntimeWarning,
                 stacklevel=4,
             )
-        return ""
 
     def _shown_best(self) -> str:
         worst = math.inf if self._monitor.direction == "min" else -math.inf
         return "None" if self.best == worst else f"{self.best:.5f}"
 
-    def _hand_over(self, path: str, epoch: int) -> Coroutine[Any, Any, None] | None:
+    def _hand_over(self, path: str, epoch: int, value: float | None) -> Coroutine[Any, Any, None] | None:
         waiting, older = self._take_waiting(path)
         if older is not None and older.alone and not self.run.room_for_copy(self):
             older.release()  # else the training would wait for the save that runs, to replace one that waits
@@ -296,9 +349,12 @@ class ModelCheckpoint(Callback):
             if waiting is not None and self._waiting is not None and self._waiting() is waiting:
                 # The coroutine that was handed over for the waiting save writes this state instead.
                 waiting.snapshot, waiting.epoch = snapshot, epoch
+                if waiting.file is not None:
+                    waiting.file.value = value
                 self.superseded += 1
                 return None
-            save = _Save(path, epoch, snapshot)
+            kept = self._retention
+            save = _Save(path, epoch, snapshot, kept, None if kept is None else kept.decide(path, value))
             self._waiting = weakref.ref(save)
         return self._write(save)
 
@@ -318,21 +374,43 @@ class ModelCheckpoint(Callback):
                 self._waiting = None
             snapshot = save.snapshot
         if snapshot is None:  # a newer state for this path was taken just now, and has a coroutine of its own
+            self._give_up(save)
             return
         writing = self._writer.submit(self._write_now, save, snapshot)
         # Released by the writer and not here: when this task is cancelled, the thread may still read the
         # arrays.
         writing.add_done_callback(lambda _: snapshot.release())
-        await asyncio.wrap_future(writing)
+        undeleted = await asyncio.wrap_future(writing)
         if self.run is not None:
             self.run.announce_saved(save.path, save.epoch)
+        if undeleted is not None and not self._said_undeleted:
+            self._said_undeleted = True
+            text = f"ModelCheckpoint cannot delete {undeleted.filename}: {undeleted.strerror}"
+            warnings.warn(printable(text), RuntimeWarning, stacklevel=2)
 
-    def _write_now(self, save: _Save, snapshot: SnapshotHandle) -> None:
-        if os.path.dirname(save.path) != self._template.folder:
-            self._template.make_room(save.path)
-        snapshot.save(save.path, weights_only=self.save_weights_only)
+    def _write_now(self, save: _Save, snapshot: SnapshotHandle) -> OSError | None:
+        """Answers why a file that need not stay could not be deleted."""
+        try:
+            if os.path.dirname(save.path) != self._template.folder:
+                self._template.make_room(save.path)
+            snapshot.save(save.path, weights_only=self.save_weights_only)
+        except BaseException:
+            self._give_up(save)
+            raise
         if self.verbose:
             say(f"\nEpoch {save.epoch + 1}: finished saving model to {printable(save.path)}")
+        if save.retention is None or save.file is None:
+            return None
+        return save.retention.wrote(save.file, self._monitor.direction)
+
+    def _give_up(self, save: _Save) -> None:
+        if save.retention is not None and save.file is not None:
+            save.retention.gave_up(save.file)
+
+    def _number_to_keep(self, argument: str, given: int | None) -> int | None:
+        if given is not None and not self._template.names:
+            raise ArgumentError(argument, given, f"{self.filepath} is one file: there is nothing to keep")
+        return None if given is None else _at_least_one(argument, given)
 
 
 def _at_least_one(argument: str, given: object) -> int:

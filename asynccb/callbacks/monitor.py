@@ -113,6 +113,15 @@ class Monitor:
         self.best = worst if best is None else float(best)
         self._warned = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """The best value and whether the warning was given, for a resumed training."""
+        return {"best": self.best, "warned": self._warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` answered; call it after :meth:`reset`."""
+        self.best = float(state["best"])
+        self._warned = bool(state["warned"])
+
     def value(self, logs: Mapping[str, Any] | None) -> float | None:
         """The watched value of this epoch as a plain float, or None where the logs lack it.
 

@@ -7,8 +7,9 @@ import importlib
 import random
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from asynccb.protocols import QueueStatistics
 from asynccb.storage.serial import SerialExecutor
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class PostQueue:
     Attributes:
         sent: messages received.
         lost: messages known to be lost.
+        dropped: those of them that were lost because 256 newer ones came.
         why: why the last of them was.
     """
 
@@ -62,18 +64,22 @@ class PostQueue:
         self._first_loss = first_loss
         self.sent = 0
         self.lost = 0
+        self.dropped = 0
         self.why = ""
         self._messages: deque[bytes] = deque()
+        self._sending: list[bytes] = []
         self._news = asyncio.Event()
         self._closing = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._session: aiohttp.ClientSession | None = None
         self._sender: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Makes the session; connects to nothing."""
         names = SerialExecutor("asynccb host names")
+        self._loop = asyncio.get_running_loop()
         # On a thread, because the first import of aiohttp reads hundreds of files and the certificates.
-        await asyncio.get_running_loop().run_in_executor(names, importlib.import_module, "aiohttp")
+        await self._loop.run_in_executor(names, importlib.import_module, "aiohttp")
         import aiohttp
 
         self._session = aiohttp.ClientSession(
@@ -88,9 +94,25 @@ class PostQueue:
         """Queues a message. If 256 wait already, the oldest of them is lost."""
         if len(self._messages) >= WAITING:
             self._messages.popleft()
+            self.dropped += 1
             self.lose("too many events waited")
         self._messages.append(message)
         self._news.set()
+
+    def statistics(self) -> QueueStatistics:
+        return QueueStatistics(WAITING, "drop_oldest", len(self._messages), self.dropped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, and the messages that nobody has received yet; called on the loop."""
+        waiting = [message.decode() for message in (*self._sending, *self._messages)]
+        return {"sent": self.sent, "lost": self.lost, "why": self.why, "waiting": waiting}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on as the queue that answered ``state``; called on any thread, once it is open."""
+        self.sent, self.lost, self.why = int(state["sent"]), int(state["lost"]), str(state["why"])
+        self._messages.extend(message.encode() for message in state["waiting"])
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._news.set)
 
     def lose(self, why: str) -> None:
         """Counts a message that will never be received."""
@@ -111,11 +133,13 @@ class PostQueue:
             await asyncio.wait([sender], timeout=seconds)
         finally:
             sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
-            await session.close()
-            while self._messages:
-                self._messages.popleft()
-                self.lose("no time was left")
+            try:
+                await asyncio.gather(sender, return_exceptions=True)
+            finally:  # also if this very wait is cancelled
+                await session.close()
+                while self._messages:
+                    self._messages.popleft()
+                    self.lose("no time was left")
 
     async def _send_all(self, session: aiohttp.ClientSession) -> None:
         while True:
@@ -128,6 +152,7 @@ class PostQueue:
 
     async def _send(self, session: aiohttp.ClientSession, message: bytes) -> None:
         why = "no time was left"
+        self._sending = [message]
         try:
             for attempt in range(self._retries + 1):
                 if attempt:
@@ -136,6 +161,7 @@ class PostQueue:
                 if not again:
                     break
         finally:  # also when cancelled
+            self._sending = []
             if why:
                 self.lose(why)
             else:

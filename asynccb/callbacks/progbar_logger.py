@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import sys
 from time import monotonic
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 from asynccb.callbacks.base import Callback, OnError, Overflow
 from asynccb.callbacks.batch_hook import add_batch_end
 from asynccb.callbacks.progress import Display, Row, is_terminal, join
 from asynccb.callbacks.progress_meter import Meter
 from asynccb.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asynccb.protocols import QueueStatistics
 
 __all__ = ["ProgbarLogger"]
 
@@ -51,6 +56,7 @@ class ProgbarLogger(Callback):
     on_error: ClassVar[OnError] = "disable"
 
     _display: Display | None = None
+    _last_counts: QueueStatistics | None = None
     _row: Row | None = None
 
     def __init__(
@@ -70,6 +76,10 @@ class ProgbarLogger(Callback):
         self._draws = is_terminal(self._stream())
         if self._draws:
             add_batch_end(self, self._on_train_batch_end)
+
+    def queue_statistics(self) -> dict[str, QueueStatistics]:
+        counts = self._last_counts if self._display is None else self._display.statistics()
+        return {} if counts is None else {"lines": counts}
 
     async def on_train_begin(self, logs: Any = None) -> None:
         self._leave()
@@ -103,12 +113,21 @@ class ProgbarLogger(Callback):
         display = self._leave()
         if display is not None:
             await display.settled(PATIENCE)
+            self._last_counts = display.statistics()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"meter": None if self._row is None else self._row.meter.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._row is not None and state["meter"] is not None:
+            self._row.meter.load_state_dict(state["meter"])
 
     def _leave(self) -> Display | None:
         display, row = self._display, self._row
         self._display = self._row = None
         if display is not None and row is not None:
             display.leave(row)
+            self._last_counts = display.statistics()
         return display
 
     def _stream(self) -> Any:

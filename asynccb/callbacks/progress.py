@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from asynccb.callbacks.progress_bars import Bars
+from asynccb.protocols import QueueStatistics
 from asynccb.storage.serial import SerialExecutor
 from asynccb.text import printable
 
@@ -66,6 +67,7 @@ class Display:
         self._executor = SerialExecutor("asynccb progress")
         self._queued = False
         self._lines: deque[str] = deque(maxlen=LINES)
+        self._lost = 0
         self._users = 0
         self._rows: dict[Row, None] = {}
         self._bars: Bars | None = None
@@ -93,8 +95,14 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line that stays, in order; lost only if 1,024 newer ones wait or the stream is broken."""
-        self._lines.append(line)
+        with self._lock:
+            self._lost += len(self._lines) == LINES
+            self._lines.append(line)
         self._draw()
+
+    def statistics(self) -> QueueStatistics:
+        """Of the lines of all trainings that share this display."""
+        return QueueStatistics(LINES, "drop_oldest", len(self._lines), self._lost)
 
     def draw_soon(self, interval: float) -> None:
         """Draws the rows, at once or ``interval`` seconds after the last time; called on an event loop."""
@@ -128,8 +136,8 @@ class Display:
     def _work(self) -> None:
         with self._lock:
             self._queued = False
-            rows = list(self._rows)
-        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            rows, lines = list(self._rows), list(self._lines)
+            self._lines.clear()
         try:
             self._write(lines, rows)
         except Exception:

@@ -67,6 +67,24 @@ class Meter:
                 self._sums[name] += value * size
                 self._sizes[name] += size
 
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch under way, for a resumed training."""
+        return {
+            "epoch": self._epoch,
+            "completed": self.completed,
+            "sums": self._sums,
+            "sizes": self._sizes,
+            "seconds": self._clock() - self._began,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` answered; the time in between does not count."""
+        self.begin(int(state["epoch"]))
+        self.completed = int(state["completed"])
+        self._sums.update((name, value) for name, value in state["sums"].items() if name in self._sums)
+        self._sizes.update((name, size) for name, size in state["sizes"].items() if name in self._sizes)
+        self._began -= float(state["seconds"])
+
     @property
     def title(self) -> str:
         """``Epoch 1/20``: printed epochs count from 1."""

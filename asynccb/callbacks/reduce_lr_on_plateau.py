@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.learning_rate_scheduler import LearningRate
 from asynccb.callbacks.monitor import CONDITIONED, Monitor
 from asynccb.callbacks.say import say
 from asynccb.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["ReduceLROnPlateau"]
 
@@ -51,6 +54,8 @@ class ReduceLROnPlateau(Callback):
         ArgumentError: ``factor`` of 1 or more, ``epsilon`` and ``min_delta`` together, ``monitor`` no name.
         ValueError: at the start, a model without ``optimizer.lr`` and ``.learning_rate``.
     """
+
+    told_apart_by: ClassVar[tuple[str, ...]] = ("monitor",)
 
     def __init__(
         self,
@@ -112,6 +117,18 @@ class ReduceLROnPlateau(Callback):
             self.wait += 1
             if self.wait >= self.patience:
                 self._reduce(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "monitor": self._monitor.state_dict(),
+            "wait": self.wait,
+            "cooldown_counter": self.cooldown_counter,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._monitor.load_state_dict(state["monitor"])
+        self.wait = int(state["wait"])
+        self.cooldown_counter = int(state["cooldown_counter"])
 
     def _reduce(self, epoch: int) -> None:
         old = self._rate.value

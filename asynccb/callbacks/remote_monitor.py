@@ -18,6 +18,7 @@ from asynccb.text import printable, strict_json
 
 if TYPE_CHECKING:
     from asynccb.callbacks.base import Overflow
+    from asynccb.protocols import QueueStatistics
 
 __all__ = ["RemoteMonitor"]
 
@@ -42,9 +43,10 @@ class RemoteMonitor(Callback):
     have no JSON form, or if that time is over. The first loss is logged; at the end of the training one
     UserWarning tells how many events were lost and why the last one was. Only a status below 300 counts as
     received: redirects are not followed, since the headers may hold a token, and the bodies of answers are
-    not read. An event that was tried again may arrive twice. Neither warning nor log shows credentials,
-    queries or headers. A server that is not there is no error, before the training as well: nothing connects
-    until an epoch ends.
+    not read. An event that was tried again may arrive twice, and so may those around the moment that a
+    resumed training goes on from: what was still waiting then is sent again. Neither warning nor log shows
+    credentials, queries or headers. A server that is not there is no error, before the training as well:
+    nothing connects until an epoch ends.
 
     Args:
         root: URL of the server; a user and password in it are sent as basic authentication.
@@ -105,6 +107,9 @@ class RemoteMonitor(Callback):
     def lost(self) -> int:
         return 0 if self._queue is None else self._queue.lost
 
+    def queue_statistics(self) -> dict[str, QueueStatistics]:
+        return {} if self._queue is None else {"posts": self._queue.statistics()}
+
     async def on_train_begin(self, logs: Any = None) -> None:
         self._queue = PostQueue(
             self.root + self.path,
@@ -134,6 +139,13 @@ class RemoteMonitor(Callback):
         finally:
             if self._queue.lost:
                 self._warn(self._queue)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"queue": None if self._queue is None else self._queue.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._queue is not None and state["queue"] is not None:
+            self._queue.load_state_dict(state["queue"])
 
     def _request_headers(self) -> dict[str, str]:
         if self.headers is None:

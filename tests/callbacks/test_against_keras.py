@@ -8,10 +8,12 @@ import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from asynccb.callbacks.early_stopping import EarlyStopping
 from asynccb.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from asynccb.callbacks.swap_ema_weights import SwapEMAWeights
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,3 +93,64 @@ def test_the_learning_rate_drops_where_keras_drops_it(keras: ModuleType, seed: i
         values = curve(random.Random(chance.random()))
         theirs = rates(keras.callbacks.ReduceLROnPlateau(**options), values, "learning_rate")
         assert rates(ReduceLROnPlateau(**options), values, "lr") == pytest.approx(theirs), (options, values)
+
+
+class Follower:
+    """A model that has the weights that Keras' model had, batch by batch."""
+
+    def __init__(self) -> None:
+        self.kernel = np.zeros((4, 2), np.float32)
+
+    def get_weights(self) -> list[Any]:
+        return [self.kernel]
+
+    def set_weights(self, weights: list[Any]) -> None:
+        self.kernel[:] = weights[0]
+
+
+@pytest.mark.parametrize("swap_on_epoch", [False, True])
+def test_averages_stand_where_keras_has_them_and_are_its_own(keras: ModuleType, swap_on_epoch: bool) -> None:
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2, use_bias=False)])
+    model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.75), "mse")
+    theirs: list[Any] = []
+    own = Follower()
+    ours = SwapEMAWeights(0.75, swap_on_epoch=swap_on_epoch)
+    ours.set_model(own)
+    ours.on_train_begin({})
+    seen: list[Any] = []
+
+    class Follow(keras.callbacks.Callback):  # type: ignore[misc,name-defined]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            own.kernel[:] = self.model.get_weights()[0]
+            ours.on_train_batch_end(batch, logs)
+
+        def __getattribute__(self, name: str) -> Any:
+            if name not in ("on_test_begin", "on_test_end", "on_epoch_begin", "on_epoch_end"):
+                return super().__getattribute__(name)
+
+            def both(*arguments: Any) -> None:
+                getattr(ours, name)(*arguments)
+                theirs.append((name, self.model.get_weights()[0].copy()))
+                seen.append((name, own.kernel.copy()))
+
+            return both
+
+    x, y = np.random.default_rng(0).normal(size=(12, 4)), np.ones((12, 2))
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
+    model.fit(
+        x,
+        y,
+        batch_size=4,
+        epochs=3,
+        validation_data=(x, y),
+        verbose=0,
+        shuffle=False,
+        callbacks=[swap, Follow()],
+    )
+    ours.on_train_end({})
+    # Keras' model shows the first epoch begin before it has any weights to follow.
+    assert [name for name, _ in seen] == [name for name, _ in theirs]
+    assert len(seen) == 4 * 3
+    for (name, expected), (_, actual) in zip(theirs[1:], seen[1:], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(own.kernel, model.get_weights()[0], rtol=1e-5)

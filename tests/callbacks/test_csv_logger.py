@@ -360,9 +360,7 @@ async def test_a_full_disk_reaches_whoever_awaits_the_row() -> None:
     await full.on_train_begin({})
     with pytest.raises(OSError, match="No space left"):
         await full.on_epoch_end(0, {"loss": 1.0})
-    with pytest.raises(OSError, match="No space left"):
-        await full.on_train_end({})
-    await full.on_train_end({})
+    await full.on_train_end({})  # nothing is left to be written
 
 
 @pytest.mark.asyncio

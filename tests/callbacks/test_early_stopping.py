@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asynccb import Trainer
 from asynccb.callbacks.early_stopping import EarlyStopping
+from asynccb.callbacks.hooks import read_hooks
+from asynccb.callbacks.lambda_callback import LambdaCallback
 from asynccb.errors import ArgumentError
+from asynccb.models import Dense, Sequential
 
 
 def train(stopper: EarlyStopping, values: list[Any], key: str = "val_loss", first: int = 0) -> int | None:
@@ -33,7 +37,8 @@ def train(stopper: EarlyStopping, values: list[Any], key: str = "val_loss", firs
 def test_the_pages_parameters_keep_their_order_and_defaults_and_the_newer_are_keyword_only() -> None:
     assert str(inspect.signature(EarlyStopping)) == (
         "(monitor: 'str' = 'val_loss', min_delta: 'float' = 0, patience: 'int' = 0, verbose: 'int' = 0, "
-        "mode: 'str' = 'auto', *, baseline: 'float | None' = None, start_from_epoch: 'int' = 0) -> 'None'"
+        "mode: 'str' = 'auto', *, baseline: 'float | None' = None, start_from_epoch: 'int' = 0, "
+        "restore_best_weights: 'bool' = False) -> 'None'"
     )
 
 
@@ -195,3 +200,147 @@ def test_numpy_scalars_are_values() -> None:
 def test_a_min_delta_that_is_no_number_is_refused() -> None:
     with pytest.raises(ArgumentError, match="min_delta=nan: a finite number"):
         EarlyStopping(min_delta=math.nan)
+
+
+# ---------------------------------------------------------------- the best weights come back
+
+
+class Weighted:
+    """A model whose weight is the epoch it is in, and whose copies are none."""
+
+    def __init__(self) -> None:
+        self.stop_training = False
+        self.kernel = np.zeros(2)
+
+    def get_weights(self) -> list[Any]:
+        return [self.kernel]
+
+    def set_weights(self, weights: list[Any]) -> None:
+        self.kernel[:] = weights[0]
+
+
+def trained(
+    stopper: EarlyStopping,
+    values: list[float],
+    end: BaseException | None = None,
+    model: Weighted | None = None,
+) -> Weighted:
+    """The model after a training with these values, one an epoch."""
+    model = model or Weighted()
+    stopper.set_model(model)
+    stopper.on_train_begin({})
+    for epoch, value in enumerate(values):
+        model.kernel[:] = epoch
+        stopper.on_epoch_end(epoch, {"val_loss": value})
+        if model.stop_training:
+            break
+    if end is not None:
+        stopper.on_exception(end)
+    stopper.on_train_end({})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "best"),
+    [([3.0, 1.0, 2.0, 2.0], 2, 1), ([3.0, 1.0, 2.0, 2.0], 9, 1), ([3.0, 2.0, 1.0], 9, 2)],
+    ids=["stopped here", "run to its last epoch", "the last one is the best"],
+)
+def test_the_weights_of_the_best_epoch_come_back_however_the_training_ended(
+    values: list[float], patience: int, best: int
+) -> None:
+    stopper = EarlyStopping(patience=patience, restore_best_weights=True)
+    assert trained(stopper, values).kernel.tolist() == [best, best]
+    assert stopper.best_epoch == best
+
+
+class Taking(Weighted):
+    """Goes on with the arrays that it is given."""
+
+    def set_weights(self, weights: list[Any]) -> None:
+        (self.kernel,) = weights
+
+
+def test_a_model_that_takes_the_arrays_themselves_can_be_trained_on_with_them() -> None:
+    stopper = EarlyStopping(patience=9, restore_best_weights=True)
+    model = trained(stopper, [2.0, 1.0, 3.0], model=Taking())
+    assert model.kernel.tolist() == [1, 1]
+    model.kernel += 1
+    assert model.kernel.tolist() == [2, 2]
+
+
+def test_a_reference_in_place_of_a_copy_would_bring_back_the_last_weights() -> None:
+    model = Weighted()
+    kept = model.get_weights()
+    model.kernel[:] = 7
+    model.set_weights(kept)
+    assert model.kernel.tolist() == [7, 7]
+
+
+def test_without_being_asked_it_leaves_the_weights_alone() -> None:
+    assert trained(EarlyStopping(patience=9), [1.0, 2.0]).kernel.tolist() == [1, 1]
+
+
+def test_after_a_failure_the_weights_stay_as_they_are() -> None:
+    stopper = EarlyStopping(patience=9, restore_best_weights=True)
+    assert trained(stopper, [1.0, 2.0], end=RuntimeError()).kernel.tolist() == [1, 1]
+
+
+def test_without_a_best_epoch_nothing_comes_back() -> None:
+    stopper = EarlyStopping(patience=9, restore_best_weights=True)
+    assert trained(stopper, [math.nan, math.nan]).kernel.tolist() == [1, 1]
+
+
+def test_the_copies_are_let_go_at_the_end() -> None:
+    stopper = EarlyStopping(patience=9, restore_best_weights=True)
+    trained(stopper, [1.0])
+    assert stopper.state_dict()["best_weights"] is None
+
+
+def test_only_an_improvement_copies() -> None:
+    stopper = EarlyStopping(patience=9, restore_best_weights=True)
+    model = Weighted()
+    asked = []
+    get_weights = model.get_weights
+    model.get_weights = lambda: asked.append(1) or get_weights()  # type: ignore[func-returns-value,method-assign]
+    stopper.set_model(model)
+    stopper.on_train_begin({})
+    for epoch, value in enumerate([3.0, 4.0, 2.0, 2.0]):
+        stopper.on_epoch_end(epoch, {"val_loss": value})
+    assert len(asked) == 2
+
+
+def test_which_epoch_comes_back_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    trained(EarlyStopping(patience=2, verbose=1, restore_best_weights=True), [3.0, 1.0, 2.0, 2.0])
+    assert capsys.readouterr().out == (
+        "Epoch 4: early stopping\nRestoring model weights from the end of the best epoch: 2.\n"
+    )
+
+
+@pytest.mark.parametrize("method", ["get_weights", "set_weights"])
+def test_a_model_whose_weights_cannot_be_put_back_is_refused_at_the_start(method: str) -> None:
+    model = Weighted()
+    setattr(model, method, None)
+    stopper = EarlyStopping(restore_best_weights=True)
+    stopper.set_model(model)
+    with pytest.raises(ArgumentError, match=f"restore_best_weights needs {method}"):
+        stopper.on_train_begin({})
+    EarlyStopping().on_train_begin({})
+
+
+def test_only_where_weights_come_back_copies_of_the_model_are_not_shared_with_others() -> None:
+    assert read_hooks(EarlyStopping(restore_best_weights=True)).changes_model
+    assert not read_hooks(EarlyStopping()).changes_model
+
+
+@pytest.mark.asyncio
+async def test_in_a_real_training_the_model_predicts_as_after_its_best_epoch() -> None:
+    model = Sequential([Dense(2, input_dim=2)], seed=1)
+    model.compile("sgd", "mse")
+    x, y = np.eye(2, dtype="f4"), np.ones((2, 2), "f4")
+    after: list[Any] = []
+    each = LambdaCallback(on_epoch_end=lambda epoch, logs: after.append(model.get_weights()))
+    worse = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(score=[1.0, 3.0, 2.0][epoch]))
+    best = EarlyStopping("score", mode="max", patience=9, restore_best_weights=True)
+    await Trainer(model).fit(x, y, epochs=3, verbose=0, callbacks=[each, worse, best])
+    assert all(map(np.array_equal, model.get_weights(), after[1]))
+    assert not all(map(np.array_equal, after[1], after[2]))

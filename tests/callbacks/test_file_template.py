@@ -160,6 +160,17 @@ def test_a_template_without_a_folder_is_one_in_the_working_directory(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the end of a process is not told there")
+def test_what_a_dead_process_left_half_written_in_the_folder_is_removed(tmp_path: Path) -> None:
+    from asynccb.storage.owner import this_process
+
+    dead = this_process()._replace(pid=0x7FFFFFF0)
+    (tmp_path / f".w3.h5.{dead}-01234567.tmp").write_bytes(b"half")
+    (tmp_path / "w2.h5.tmp").write_bytes(b"a user's")
+    FileTemplate(tmp_path / "w{epoch}.h5").prepare()
+    assert os.listdir(tmp_path) == ["w2.h5.tmp"]
+
+
 def test_an_existing_folder_as_the_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="it is an existing folder"):
         FileTemplate(tmp_path).prepare()
@@ -216,3 +227,30 @@ def test_a_folder_that_is_a_link_itself_is_the_users_own_choice(tmp_path: Path) 
     template.prepare()
     template.make_room(template.fill({"epoch": 1}))
     assert (tmp_path / "disk" / "1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "gives"),
+    [
+        ("{epoch}.h5", "7.h5", True),
+        ("{epoch}.h5", "7.txt", False),
+        ("{epoch}.h5", "a/7.h5", False),
+        ("a/{epoch}/w-{loss:.2f}.h5", "a/7/w-0.50.h5", True),
+        ("a/{epoch}/w-{loss:.2f}.h5", "b/7/w-0.50.h5", False),
+        ("{epoch}/w.h5", "../w.h5", False),
+        ("w.h5", "w.h5", True),
+        ("w.h5", "wah5", False),
+    ],
+)
+def test_which_paths_it_may_have_given(tmp_path: Path, template: str, path: str, gives: bool) -> None:
+    assert FileTemplate(tmp_path / "logs" / template).gives(f"{tmp_path}/logs/{path}") is gives
+
+
+@pytest.mark.parametrize("template", ["{epoch}-{loss:.1f}.h5", "./{epoch}.h5", "a/../b/{epoch}.h5"])
+def test_a_path_that_was_given_is_known_again_or_denied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = FileTemplate(template).fill({"epoch": 1, "loss": 0.5})
+    assert FileTemplate(template).gives(os.path.abspath(filled))
+    assert not FileTemplate(template).gives(os.path.abspath(filled) + "x")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
+import numpy as np
 import pytest
 
 from asynccb.callbacks.history import History
@@ -113,3 +115,16 @@ def test_somebody_who_iterates_over_the_history_is_not_disturbed_by_a_new_key() 
     naive["lr"] = [0.1]
     with pytest.raises(RuntimeError, match="changed size"):  # one dict that grows would disturb them
         next(naive_keys)
+
+
+def test_a_resumed_history_has_every_value_as_it_was() -> None:
+    before = trained(
+        {"val_loss": 3.0, "loss": np.float32(0.1), "each": np.arange(2)}, {"loss": 1, "name": None, "lr": 0.1}
+    )
+    after = trained()
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert repr(after.rows()) == repr(before.rows())
+    assert repr(after.history) == repr(before.history)
+    assert (after.epoch, type(after.history["loss"][0])) == ([0, 1], np.float32)
+    after.on_epoch_end(2, {"loss": 0.5})
+    assert len(before.rows()) == 2

@@ -7,6 +7,7 @@ import fcntl
 import inspect
 import io
 import itertools
+import json
 import os
 import pty
 import re
@@ -139,6 +140,31 @@ def test_missing_params_are_no_error(params: dict[str, Any], status: str) -> Non
     for batch in range(2):
         meter.add(batch, {"batch": batch, "size": 4, "loss": 1.0})
     assert meter.status() == status
+
+
+class Hands:
+    """A clock that is set by hand."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_meter_goes_on_at_the_batch_where_another_one_was_and_the_time_between_does_not_count() -> None:
+    hands, later = Hands(), Hands()
+    first, second = Meter(ARRAYS, "samples", hands), Meter(ARRAYS, "samples", later)
+    first.begin(1)
+    hands.now = 5.0
+    first.add(0, {"size": 4, "loss": 1.0})
+    later.now = 1000.0
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    hands.now, later.now = 7.0, 1002.0
+    for meter in (first, second):
+        meter.add(1, {"size": 4, "loss": 2.0})
+    assert second.title == first.title == "Epoch 2/2"
+    assert second.status() == first.status() == "8/10 - ETA: 1s - loss: 1.5000"
+    assert second.summary({"loss": 1.5}) == first.summary({"loss": 1.5}) == "Epoch 2/2 - 7s - loss: 1.5000"
 
 
 def test_an_epoch_without_batches_is_no_error() -> None:

@@ -614,6 +614,50 @@ def test_the_positional_order_of_the_page_holds() -> None:
     )
 
 
+@pytest.mark.asyncio
+async def test_what_nobody_has_received_is_sent_by_the_training_that_goes_on() -> None:
+    arrived, gate = asyncio.Event(), asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.set()
+        await gate.wait()
+
+    async with raw_server(hang) as url:
+        first = RemoteMonitor(url, send_as_json=True)
+        await first.on_train_begin()
+        for epoch in range(3):
+            await first.on_epoch_end(epoch, {"loss": 1.0})
+        await arrived.wait()
+        state = json.loads(json.dumps(first.state_dict()))
+        assert len(state["queue"]["waiting"]) == 3  # the one under way too
+        assert first._queue is not None
+        await first._queue.close(0)
+        gate.set()
+    async with serving() as server:
+        second = RemoteMonitor(server.url, send_as_json=True)
+        await second.on_train_begin()
+        await asyncio.to_thread(second.load_state_dict, state)
+        await server.arrived(3)
+        await second.on_epoch_end(3, {"loss": 1.0})
+        await second.on_train_end()
+    assert [json.loads(post.body)["epoch"] for post in server.posts] == [0, 1, 2, 3]
+    assert (second.sent, second.lost) == (4, 0)
+
+
+@pytest.mark.asyncio
+async def test_the_counts_go_on_and_the_first_loss_is_not_logged_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monitor = RemoteMonitor(closed_port(), retries=0)
+    await monitor.on_train_begin()
+    monitor.load_state_dict({"queue": {"sent": 5, "lost": 2, "why": "status 500", "waiting": []}})
+    with caplog.at_level(logging.WARNING):
+        await monitor.on_epoch_end(0, {"loss": 1.0})
+        with pytest.warns(UserWarning, match="3 events were lost, 5 received"):
+            await monitor.on_train_end()
+    assert caplog.records == []
+
+
 def test_it_crosses_processes() -> None:
     assert pickle.loads(pickle.dumps(RemoteMonitor("http://h", timeout=2))).timeout == 2
 

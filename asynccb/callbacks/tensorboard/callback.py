@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.batch_hook import add_batch_end
-from asynccb.callbacks.tensorboard.embeddings import Projector, chosen_layers
+from asynccb.callbacks.tensorboard.embeddings import KEPT, Projector, chosen_layers
 from asynccb.callbacks.tensorboard.graph import graph_of
 from asynccb.callbacks.tensorboard.job import Sideline
 from asynccb.callbacks.tensorboard.layers import activations, first_part, gradients, weights
+from asynccb.callbacks.tensorboard.records import BATCH_PREFIX, scalars
 from asynccb.callbacks.tensorboard.records import graph as graph_record
 from asynccb.callbacks.tensorboard.records import opening as opening_record
-from asynccb.callbacks.tensorboard.records import scalars
+from asynccb.callbacks.tensorboard.records import start as start_record
+from asynccb.callbacks.tensorboard.resumed import Place, cut_back, files_of, is_root
 from asynccb.callbacks.tensorboard.writer import EventFile, EventWriter
 from asynccb.errors import ArgumentError
+from asynccb.protocols import QueueStatistics
 from asynccb.text import printable
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ __all__ = ["TensorBoard"]
 
 SHIP_EVERY = 1.0
 """Seconds between two writes of batch scalars."""
+ROWS = 2**16
+"""Batches whose scalars may wait for the disk."""
 _TOGETHER = 2**20
 """Bytes of histograms and images that are written at a time."""
 
@@ -66,7 +71,11 @@ class TensorBoard(Callback):
     projector: of several trainings in one ``log_dir`` it shows the one that saved last.
 
     Each fit writes one new file, whose name no other training has, so that many trainings may share
-    ``log_dir``; TensorBoard then shows them as one run. Give each its own folder to tell them apart.
+    ``log_dir``; TensorBoard then shows them as one run. Give each its own folder to tell them apart. A
+    training that is resumed writes a new file too, named after its first one. What the older files have of
+    steps that come again is cut off before the first batch, and the new one begins with the record of a
+    session that starts there, so that no step is shown twice and none is missing. (Readers drop by that
+    record whatever else lies in the folder with such steps: one more reason for a folder of its own.)
 
     When an epoch's awaitable is done, its scalars are with the operating system, so that a kill loses none;
     they are forced onto the disk with the first write after a second, and at the end. Histograms, images and
@@ -92,7 +101,7 @@ class TensorBoard(Callback):
         batch_size: samples that a gradient is computed over, and activations at a time. Default 32.
         update_freq: ``"epoch"`` (default), ``"batch"``, or a number n: the logs of every n-th batch too,
             tagged ``batch_<key>``, at the count of batches trained. They reach the disk about once a second
-            and at the end of each epoch.
+            and at the end of each epoch; while 65,536 wait for it, those of further batches are left out.
 
     Attributes:
         path: the file of this training, once it has begun.
@@ -106,10 +115,12 @@ class TensorBoard(Callback):
     """
 
     changes_model: ClassVar[bool] = False
+    told_apart_by: ClassVar[tuple[str, ...]] = ("log_dir",)
     on_error: ClassVar[OnError] = "warn"
 
     path: str | None = None
     skipped = 0
+    _root: str | None = None
     _writer: EventWriter | None = None
     _projector: Projector | None = None
     _part: Part | None = None
@@ -147,31 +158,44 @@ class TensorBoard(Callback):
     def dropped(self) -> int:
         return 0 if self._writer is None else self._writer.dropped
 
+    def queue_statistics(self) -> dict[str, QueueStatistics]:
+        if self._writer is None:
+            return {}
+        waiting = max(0, self._rows_taken - self._rows_done)
+        return {
+            "batches": QueueStatistics(ROWS, "drop_newest", waiting, self._rows_dropped),
+            "histograms": QueueStatistics(1, "skip", int(self._sideline.busy), self.skipped),
+        }
+
     def on_train_begin(self, logs: Any = None) -> Coroutine[Any, Any, None]:
         self.skipped = 0
         self._batches = 0
+        self._next_epoch = 0
         self._pending: list[tuple[int, float, Mapping[str, Any]]] = []
         self._ship_at = 0.0
+        # Rows of batches taken, by the training, and done with, by the loop: each has a number of its own.
+        self._rows_taken = self._rows_done = self._rows_dropped = 0
         self._handed_over: weakref.ref[_Look] | None = None
         self._sideline = Sideline("asynccb tensorboard histograms")
-        self._writer = self._projector = None
-        folder = os.path.abspath(self.log_dir)
-        embeddings = self._embeddings(folder) if self.embeddings_freq else None
-        # Opened inline, so that a folder that cannot be written fails the training before its first batch.
-        file = EventFile(folder, getattr(self.run, "name", "") or "")
-        self.path = file.path
-        self._writer = EventWriter(file)
-        if embeddings:
-            self._projector = Projector(folder, file.unique_name, embeddings)
-            self._projector.prepare()
+        self._writer = self._projector = self._root = None
+        self._opening: list[bytes] = []
+        self._saved_at: list[int] = []
+        self._resumed = getattr(self.run, "resumed", None)
+        self._chosen = self._embeddings(os.path.abspath(self.log_dir)) if self.embeddings_freq else []
         self._part = self._part_to_look_at() if self.histogram_freq else None
-        if self.run is not None and (self.histogram_freq or self._projector):
+        if self.run is not None and (self.histogram_freq or self._chosen):
             self.run.expect_copies()
-        return self._begin(graph_of(self.model) if self.write_graph else None)
+        if self._resumed is None:
+            # Opened inline, so that a folder that cannot be written fails the training before its first
+            # batch. In a resumed training it is load_state_dict that opens.
+            self._open(None)
+        return self._begin()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> Coroutine[Any, Any, None]:
         logs = {} if logs is None else logs  # not `or`: what is empty now may be filled by later callbacks
         wall_time = time.time()
+        self._next_epoch = epoch + 1
+        self._open_late()
         return self._write_epoch(
             epoch, wall_time, logs, self._take_pending(), self._look_inside(epoch, wall_time)
         )
@@ -184,16 +208,78 @@ class TensorBoard(Callback):
         self._batches += 1
         if self._batches % self._every:
             return None
-        self._pending.append((self._batches, time.time(), {} if logs is None else logs))
-        if time.monotonic() < self._ship_at:
+        self._open_late()
+        if self._rows_taken - self._rows_done < ROWS:
+            self._rows_taken += 1
+            self._pending.append((self._batches, time.time(), {} if logs is None else logs))
+        else:
+            self._rows_dropped += 1
+        if not self._pending or time.monotonic() < self._ship_at:
             return None
         self._ship_at = time.monotonic() + SHIP_EVERY
         return self._write_batches(self._take_pending())
 
-    async def _begin(self, graph: bytes | None) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        # Nothing of the file but its name: the coroutines that write it may be anywhere.
+        return {
+            "root": self._root,
+            "epoch": self._next_epoch,
+            "batches": self._batches,
+            "pending": [[step, wall_time, dict(logs)] for step, wall_time, logs in self._pending],
+            "embeddings": self._saved_at,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._next_epoch = int(state["epoch"])
+        self._batches = int(state["batches"])
+        self._pending = [(int(step), float(wall_time), logs) for step, wall_time, logs in state["pending"]]
+        self._saved_at = list(state["embeddings"])
+        self.skipped = int(state["skipped"])
+        self._open(state["root"] if is_root(state["root"]) else None)
+
+    async def sync(self) -> None:
+        await self._sideline.idle()  # its histograms are of epochs that do not come again
+        if self._writer is not None:
+            await self._writer.sync()
+
+    def _open(self, root: str | None) -> None:
+        """The file of this process. Blocks.
+
+        Args:
+            root: what the name of the first file ends in, of the training that is resumed.
+        """
+        folder = os.path.abspath(self.log_dir)
+        place = Place(self._next_epoch, self._pending[0][0] if self._pending else self._batches + 1)
+        for path in files_of(folder, root) if root else ():
+            cut_back(path, place)
         now = time.time()
-        opening = [opening_record(now)]
-        await self._write(opening if graph is None else [*opening, graph_record(now, graph)])
+        file = EventFile(folder, getattr(self.run, "name", "") or "", root)
+        self.path, self._root = file.path, file.root
+        self._writer = EventWriter(file)
+        self._opening = [opening_record(now)]
+        if root:
+            self._opening.append(start_record(self._starting_step(place), now))
+        elif self.write_graph and (graph := graph_of(self.model)) is not None:
+            self._opening.append(graph_record(now, graph))
+        if self._chosen:
+            self._projector = Projector(folder, file.root, self._chosen)
+            self._projector.prepare()
+            self._projector.find(self._saved_at)
+
+    def _open_late(self) -> None:
+        if self._writer is None:  # this callback is new in a training that is resumed
+            self._open(None)
+
+    def _starting_step(self, place: Place) -> int:
+        """All that readers have with this step or a higher one is void; never a point that stays."""
+        first = place.epoch if self._resumed is None else max(place.epoch, int(self._resumed.epoch))
+        return max(first, place.batch) if self._every else first
+
+    async def _begin(self) -> None:
+        opening, self._opening = self._opening, []
+        if opening:
+            await self._write(opening)
 
     async def _write_epoch(
         self,
@@ -203,6 +289,7 @@ class TensorBoard(Callback):
         batches: list[tuple[int, float, Mapping[str, Any]]],
         look: _Look | None,
     ) -> None:
+        await self._begin()
         if look is not None:
             # Not by the inline half: to start a thread is to wait until it runs.
             self._sideline.start(look.take, look.snapshot.release)
@@ -213,16 +300,24 @@ class TensorBoard(Callback):
             yield from _batch_records(batches)
             yield scalars(epoch, wall_time, logs)
 
-        await self._write(records())
+        try:
+            await self._write(records())
+        finally:
+            self._rows_done += len(batches)
         self._sideline.raise_error()
 
     async def _write_batches(self, batches: list[tuple[int, float, Mapping[str, Any]]]) -> None:
-        await self._write(_batch_records(batches))
+        try:
+            await self._begin()
+            await self._write(_batch_records(batches))
+        finally:
+            self._rows_done += len(batches)
 
     async def _end(self, batches: list[tuple[int, float, Mapping[str, Any]]]) -> None:
         if self._writer is None:
             return
         try:
+            await self._begin()
             if batches:
                 await self._write_batches(batches)
             await self._sideline.end()
@@ -250,6 +345,8 @@ class TensorBoard(Callback):
             self.skipped += 1
             return None
         snapshot = self._snapshot(pooled=True)
+        if projector is not None:
+            self._saved_at = [*self._saved_at, epoch][-KEPT:]
 
         def take() -> None:
             if projector is not None:
@@ -297,16 +394,18 @@ class TensorBoard(Callback):
             why = f"{type(self.model).__name__} has no {' and no '.join(f'{name}()' for name in missing)}"
         else:
             return part
-        text = printable(f"TensorBoard: histograms of weights only; {why}")
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        self._warn(f"TensorBoard: histograms of weights only; {why}")
         return None
 
     def _embeddings(self, folder: str) -> Sequence[Any]:
         found = chosen_layers(self.model, self.embeddings_layer_names, self.embeddings_metadata, folder)
         if not found:
-            text = "TensorBoard: embeddings_freq is set, but the model has no Embedding layer"
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            self._warn("TensorBoard: embeddings_freq is set, but the model has no Embedding layer")
         return found
+
+    def _warn(self, text: str) -> None:
+        if self._resumed is None:  # else it was told when the training began
+            warnings.warn(printable(text), RuntimeWarning, stacklevel=4)
 
     def _take_pending(self) -> list[tuple[int, float, Mapping[str, Any]]]:
         taken, self._pending = self._pending, []
@@ -321,7 +420,7 @@ class TensorBoard(Callback):
 
 
 def _batch_records(batches: list[tuple[int, float, Mapping[str, Any]]]) -> Iterable[bytes]:
-    return (scalars(step, wall_time, logs, "batch_") for step, wall_time, logs in batches)
+    return (scalars(step, wall_time, logs, BATCH_PREFIX) for step, wall_time, logs in batches)
 
 
 def _due(every: int, epoch: int) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 
 from asynccb.errors import ArgumentError, nearest
 from asynccb.storage.atomic import atomic_write
+from asynccb.storage.direct import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,13 +42,13 @@ class Embedding(NamedTuple):
     Attributes:
         layer: its name.
         weight: the name of its table among the arrays of a snapshot.
-        rows: of the table.
+        shape: rows and columns of the table.
         metadata: path of the file with a line for each row, or None.
     """
 
     layer: str
     weight: str
-    rows: int
+    shape: tuple[int, int]
     metadata: str | None
 
 
@@ -93,10 +94,12 @@ def _embedding(layer: Any, metadata: Any, log_dir: str) -> Embedding:
             layer.name,
             "the layer's first weight has not two axes, rows and columns",
         )
-    rows = int(weights[0].shape[0])
+    rows, columns = map(int, weights[0].shape)
     if metadata is not None:
         metadata = _checked_metadata(os.fspath(metadata), rows, layer.name, log_dir)
-    return Embedding(layer.name, getattr(weights[0], "path", None) or weights[0].name, rows, metadata)
+    return Embedding(
+        layer.name, getattr(weights[0], "path", None) or weights[0].name, (rows, columns), metadata
+    )
 
 
 def _checked_metadata(given: str, rows: int, layer: str, log_dir: str) -> str:
@@ -158,6 +161,15 @@ class Projector:
             if embedding.metadata is not None:
                 self._metadata[embedding.layer] = self._reachable(embedding.metadata, embedding.layer)
 
+    def find(self, epochs: Iterable[int]) -> None:
+        """Takes over what the training that is resumed had saved at these epochs, as far as it is there."""
+        for epoch in epochs:
+            both = [(embedding, binary) for embedding in self._embeddings for binary in (True, False)]
+            tables = [self._table(embedding, epoch, binary) for embedding, binary in both]
+            tables = [table for table in tables if os.path.exists(table.path)]
+            if tables:
+                self._saves.insert(0, tables)
+
     def save(self, epoch: int, arrays: Mapping[str, Array]) -> None:
         """Writes the tables as ``projector/<run>/<layer>.ckpt-<epoch>.bin`` (or ``.tsv``), and a
         configuration that names those of the last five saves, the newest first.
@@ -178,12 +190,15 @@ class Projector:
 
     def _write(self, embedding: Embedding, epoch: int, arrays: Mapping[str, Array]) -> _Table:
         values = np.ascontiguousarray(arrays[embedding.weight], "<f4")
-        name = f"{embedding.layer}.ckpt-{epoch}"
-        path = os.path.join(self._folder, _file_name(name))
         binary = _is_told_from_text(values)
-        path += ".bin" if binary else ".tsv"
-        atomic_write(path, _writes(values.data) if binary else _writes_each(_as_text(values)))
-        return _Table(name, path, values.shape, embedding.layer)
+        table = self._table(embedding, epoch, binary)
+        atomic_write(table.path, _writes(values.data) if binary else _writes_each(_as_text(values)))
+        return table
+
+    def _table(self, embedding: Embedding, epoch: int, binary: bool) -> _Table:
+        name = f"{embedding.layer}.ckpt-{epoch}"
+        path = os.path.join(self._folder, _file_name(name)) + (".bin" if binary else ".tsv")
+        return _Table(name, path, embedding.shape, embedding.layer)
 
     def _entry(self, table: _Table) -> str:
         rows, columns = table.shape
@@ -217,9 +232,7 @@ def _writes_each(pieces: Iterable[bytes | memoryview]) -> Callable[[str], None]:
     def write(path: str) -> None:
         with open(path, "xb", buffering=0) as file:
             for piece in pieces:
-                left = memoryview(piece).cast("B")
-                while left:
-                    left = left[file.write(left) :]
+                write_all(file, memoryview(piece).cast("B"))
 
     return write
 

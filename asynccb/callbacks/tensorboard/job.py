@@ -72,14 +72,18 @@ class Sideline:
         finally:
             del error  # it holds this frame
 
-    async def end(self) -> None:
-        """Waits for the job, if there is one, and raises its error."""
+    async def idle(self) -> None:
+        """Waits for the job, if there is one."""
         if self._job is not None:
             job = asyncio.wrap_future(self._job)
             try:
                 await asyncio.wait({job})
             finally:
                 job.cancel()  # if the wait was cancelled: let nobody hear of its end
+
+    async def end(self) -> None:
+        """Waits for the job, if there is one, and raises its error."""
+        await self.idle()
         self.raise_error()
 
     def stop(self) -> None:

@@ -21,17 +21,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "BATCH_PREFIX",
     "encoded",
     "field",
     "frames",
     "graph",
     "histogram",
     "image",
+    "is_length_head",
     "opening",
     "scalars",
+    "start",
     "summary",
     "varint",
 ]
+
+BATCH_PREFIX = "batch_"
+"""What the tags of the scalars of batches begin with."""
 
 _double, _float = struct.Struct("<d").pack, struct.Struct("<f").pack
 _length = struct.Struct("<Q").pack
@@ -42,6 +48,12 @@ _TOGETHER = 4096
 def opening(wall_time: float) -> bytes:
     """The first record of a file."""
     return b"\x09" + _double(wall_time) + field(3, b"brain.Event:2")
+
+
+def start(step: int, wall_time: float) -> bytes:
+    """The record of a session that starts at ``step``: for a reader, what came before with this step or a
+    higher one is void."""
+    return b"\x09" + _double(wall_time) + b"\x10" + varint(step) + field(7, b"\x08\x01")
 
 
 def graph(wall_time: float, definition: bytes) -> bytes:
@@ -108,6 +120,11 @@ def frames(records: Sequence[bytes]) -> bytes:
         for index, record in enumerate(some):
             parts += (_length_head(len(record)), record, crcs[4 * index : 4 * index + 4])
     return b"".join(parts)
+
+
+def is_length_head(head: bytes) -> bool:
+    """Whether these twelve bytes are the length of a record and its checksum."""
+    return head == _length_head(int.from_bytes(head[:8], "little"))
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -20,10 +20,14 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from asynccb.callbacks.tensorboard.records import frames
+from asynccb.callbacks.tensorboard.resumed import PREFIX, RESUMED, files_of
+from asynccb.storage.atomic import make_folder, sync_folder
+from asynccb.storage.direct import write_all
 from asynccb.storage.serial import SerialExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from io import FileIO
 
 __all__ = ["EventFile", "EventWriter"]
 
@@ -39,34 +43,28 @@ _ODD = re.compile(r"[^A-Za-z0-9_-]+")
 class EventFile:
     """A new file, ``events.out.tfevents.<time>.<host>.<pid>.<counter>.<run name>``. Blocks; not for the loop.
 
+    That of a resumed training has the name of the training's first file, and ``.resumed-000001`` behind it,
+    so that readers, who go by name, come to it last whatever the clock says.
+
     Attributes:
         path: its own.
-        unique_name: what its name ends in; no other training in this folder has it.
+        root: what the name of the training's first file ends in; no other training in this folder has it.
 
     Args:
         folder: made where it is missing.
         run_name: the last part of the name.
+        root: of the training that is resumed; None: this is a new one.
 
     Raises:
         OSError: the folder or the file cannot be made.
     """
 
-    def __init__(self, folder: str, run_name: str) -> None:
-        os.makedirs(folder, exist_ok=True)
-        parts = (int(time.time()), _part(socket.gethostname()), os.getpid())
-        prefix, suffix = ".".join(map(str, parts)), _part(run_name)
-        while True:
-            self.unique_name = f"{prefix}.{next(_counter)}" + (f".{suffix}" if suffix else "")
-            self.path = os.path.join(folder, f"events.out.tfevents.{self.unique_name}")
-            try:
-                # "x": two containers may share host name, process id and folder, and neither may truncate the
-                # other's file.
-                self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  kept open for the whole training
-                break
-            except FileExistsError:
-                continue
+    def __init__(self, folder: str, run_name: str, root: str | None = None) -> None:
+        make_folder(folder)
+        self._file, self.root, self.path = _create(folder, run_name, root)
         self._end = 0
         self._sync_at = 0.0
+        self._name_is_durable = False
 
     def append(self, records: Iterable[bytes]) -> None:
         """Writes the records. They are the operating system's when this returns, and on the disk if the last
@@ -77,15 +75,24 @@ class EventFile:
         """
         data = memoryview(frames(list(records)))
         try:
-            left = data
-            while left:
-                left = left[self._file.write(left) :]
+            write_all(self._file, data)
             if time.monotonic() >= self._sync_at:
                 self._sync()
         except OSError as error:
             self._cut()
             raise OSError(error.errno, error.strerror, self.path) from error
         self._end += len(data)
+
+    def sync(self) -> None:
+        """Forces all onto the disk.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        try:
+            self._sync()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error
 
     def close(self) -> None:
         """Forces all onto the disk. Legal any number of times.
@@ -96,14 +103,19 @@ class EventFile:
         if self._file.closed:
             return
         try:
-            self._sync()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self.path) from error
+            self.sync()
         finally:
             self._file.close()
 
+    def let_go(self) -> None:
+        """Closes without forcing anything onto the disk."""
+        self._file.close()
+
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
+        if not self._name_is_durable:
+            sync_folder(os.path.dirname(self.path))
+            self._name_is_durable = True
         self._sync_at = time.monotonic() + SYNC_EVERY
 
     def _cut(self) -> None:
@@ -160,10 +172,28 @@ class EventWriter:
         finally:
             future.cancel()
 
+    async def sync(self) -> None:
+        """What was written is on the disk when this returns. After a failure there is nothing to do.
+
+        Raises:
+            OSError: as :meth:`write`.
+        """
+        if not self.failed:
+            await self._do(self._file.sync)
+
     async def close(self) -> None:
         """Closes the file. After a failure nothing is left to do."""
-        if not self.failed:
+        if self.failed:
+            return
+        try:
             await self._do(self._file.close)
+        except asyncio.CancelledError:
+            # By a runner that shuts down, before the thread had begun with it; once more is harmless.
+            self._executor.submit(self._file.close)
+            raise
+        except RuntimeError:  # no thread to be had
+            self._file.let_go()
+            raise
 
     async def _do(self, job: Callable[[], None]) -> None:
         on_loop = asyncio.wrap_future(self._executor.submit(job))
@@ -197,6 +227,27 @@ class EventWriter:
             first, self.failed = not self.failed, True
             self.dropped += not first
             return first
+
+
+def _create(folder: str, run_name: str, root: str | None) -> tuple[FileIO, str, str]:
+    """A file, what the name of the training's first one ends in, and its path.
+
+    It is opened with "x": two containers may share host name, process id and folder, and neither may truncate
+    the other's file.
+    """
+    number = max(0, len(files_of(folder, root)) - 1) if root else 0
+    prefix = f"{int(time.time())}.{_part(socket.gethostname())}.{os.getpid()}"
+    while True:
+        if root is None:
+            first = ".".join(filter(None, (prefix, str(next(_counter)), _part(run_name))))
+            path = os.path.join(folder, PREFIX + first)
+        else:
+            number += 1
+            first, path = root, os.path.join(folder, f"{PREFIX}{root}{RESUMED}{number:06d}")
+        try:
+            return open(path, "xb", buffering=0), first, path
+        except FileExistsError:
+            continue
 
 
 def _part(name: str) -> str:

@@ -926,7 +926,7 @@ async def test_a_disk_that_fills_up_is_said_once_and_the_training_goes_on(
 async def test_a_folder_that_cannot_be_made_ends_the_training_before_it_begins(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     counts = Counts()
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError):
         await train(TensorBoard(tmp_path / "file" / "logs"), counts)
     assert counts.batches == 0
 

@@ -224,12 +224,12 @@ def test_metadata_of_a_layer_that_is_not_saved_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("names", [None, []])
 def test_every_embedding_layer_is_chosen_unless_layers_are_named(tmp_path: Path, names: Any) -> None:
     (chosen,) = chosen_layers(model(), names, None, str(tmp_path))
-    assert (chosen.layer, chosen.weight, chosen.rows) == ("embedding", "embedding/embeddings", 4)
+    assert (chosen.layer, chosen.weight, chosen.shape) == ("embedding", "embedding/embeddings", (4, 3))
 
 
 def test_any_layer_with_a_table_can_be_named(tmp_path: Path) -> None:
     (chosen,) = chosen_layers(model(), ["dense"], None, str(tmp_path))
-    assert (chosen.layer, chosen.weight, chosen.rows) == ("dense", "dense/kernel", 6)
+    assert (chosen.layer, chosen.weight, chosen.shape) == ("dense", "dense/kernel", (6, 2))
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,21 @@ def test_what_is_written_is_forced_onto_the_disk_once_a_second_and_at_the_end(
         counts.append(len(syncs))
     file.close()
     file.close()
-    assert (counts, len(syncs)) == ([1, 1, 1, 2, 2], 3)
+    # The first time the folder too, which has the name.
+    assert (counts, len(syncs)) == ([2, 2, 2, 3, 3], 4)
+
+
+def test_its_name_and_those_of_new_folders_are_made_durable_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that a power cut may leave a backup whose event file is gone."""
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    file = EventFile(str(tmp_path / "new" / "logs"), "run")
+    file.append([opening(1.0)])
+    file.close()
+    durable = [tmp_path, tmp_path / "new", file.path, tmp_path / "new" / "logs", file.path]
+    assert synced == [os.stat(path).st_ino for path in durable]
 
 
 def test_a_disk_that_refuses_at_the_end_is_an_error_and_the_file_is_closed(
