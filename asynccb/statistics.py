@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from asynccb.bus.mailbox import MailboxStatistics
+    from asynccb.protocols import QueueStatistics
 
 __all__ = ["Phases", "RunStatistics"]
 
@@ -63,6 +64,9 @@ class RunStatistics(NamedTuple):
             batches that are timed.
         seconds: where the time went, by phase: ``"queued"``, ``"opening"`` (up to the first batch),
             ``"batches"``, ``"validation"``, ``"closing"`` (the closing hooks) and ``"drain"``.
+        queues: counts of everything else in which something waits, by its name: ``"event streams"``,
+            ``"copies"``, ``"source of x"``, ``"source of validation_data"``, and those inside of callbacks,
+            as ``"ModelCheckpoint: waiting saves"``.
     """
 
     events: int
@@ -72,6 +76,7 @@ class RunStatistics(NamedTuple):
     snapshots: int
     inline: dict[str, float]
     seconds: dict[str, float]
+    queues: dict[str, QueueStatistics]
 
     def report(self) -> str:
         """A table of where the time went, for people."""
@@ -90,6 +95,10 @@ class RunStatistics(NamedTuple):
         yield f"{'events':<{WIDTH}}{'handled':>10}{'peak':>8}{'dropped':>9}{'held':>6}{'lost':>6}"
         for name, box in self.callbacks.items():
             numbers = f"{box.handled:>10}{box.peak:>8}{box.dropped:>9}{box.held:>6}{box.lost:>6}"
+            yield _fit(printable(name)) + numbers
+        yield f"{'queues':<{WIDTH}}{'waiting':>10}{'bound':>8}  when full"
+        for name, queue in self.queues.items():
+            numbers = f"{queue.waiting:>10}{queue.bound:>8}  {queue.policy}: {queue.overflowed}"
             yield _fit(printable(name)) + numbers
         yield f"copies of the model: {self.snapshots}"
 

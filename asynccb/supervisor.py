@@ -13,6 +13,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from asynccb.bus.delivery import end_by_force
 from asynccb.ending import Outcome, of_error
 from asynccb.errors import RunCancelled
 from asynccb.events import ExceptionRaised, Logs
@@ -139,13 +140,21 @@ class Supervisor:
 
     async def _wait_for_thread(self) -> Outcome:
         while self.outcome is None:
-            interrupt = self._control.interrupt
-            deadline = None if interrupt is None else self._control.interrupted_at + self._limits.grace
+            deadline = self._thread_deadline()
             if deadline is not None and time.monotonic() >= deadline:
                 self.outcome = self._give_up_thread()
             else:
                 await self._wait_for_news(deadline)
         return self.outcome
+
+    def _thread_deadline(self) -> float | None:
+        """When the thread counts as stuck; None: never, because nobody has asked it to leave, or because it
+        has left its loop after a callback failed, and closing hooks have all the time then."""
+        if self._control.interrupt is None:
+            return None
+        if self._driver.outcome is None:
+            return self._control.interrupted_at + self._limits.grace
+        return None if self.cancelled_at is None else self.cancelled_at + self._limits.grace
 
     def _give_up_thread(self) -> Outcome:
         """The thread is stuck in a batch or a hook. It cannot be killed: it is left alone, and no hook of
@@ -190,15 +199,15 @@ class Supervisor:
     async def _drain(self) -> None:
         """Waits until every mailbox is empty and every hook is done, within the limits of the way out."""
         self.draining = True
+        await self._wait_for_consumers(lambda consumer: consumer.mailbox.finished)
+        while self._dispatcher.release_withheld():
+            self._released_at = time.monotonic()
+            await self._wait_for_consumers(lambda consumer: consumer.mailbox.finished)
+
+    async def _wait_for_consumers(self, done: Callable[[Consumer], bool]) -> None:
         patience = time.monotonic() + self._limits.patience
-        while True:
-            busy = [c for c in self._consumers if not c.mailbox.finished and not c.ended]
+        while busy := [c for c in self._consumers if not c.ended and not done(c)]:
             now = time.monotonic()
-            if not busy:
-                if not self._dispatcher.release_withheld():
-                    return
-                self._released_at = now
-                continue
             for consumer in busy:
                 deadline = self._deadline(consumer)
                 if deadline is not None and now >= deadline:
@@ -212,12 +221,11 @@ class Supervisor:
 
     def _deadline(self, consumer: Consumer) -> float | None:
         """When this consumer's time is up; None: never."""
-        last_words = self._limits.last_words
-        if consumer.given_up_at is not None:
-            return consumer.given_up_at + last_words
         until = self._drain_ends(consumer)
+        if consumer.given_up_at is not None:
+            until = consumer.given_up_at + self._limits.last_words
         # What was withheld came late, and not by the doing of this callback.
-        return until if until is None else max(until, self._released_at + last_words)
+        return until if until is None else max(until, self._released_at + self._limits.last_words)
 
     def _drain_ends(self, consumer: Consumer) -> float | None:
         assert self.outcome is not None
@@ -231,32 +239,32 @@ class Supervisor:
         return None
 
     def _give_up_consumer(self, consumer: Consumer, now: float) -> None:
+        """One step further: its hook is cancelled, then the closing hook that came after it, then nobody
+        waits for it any more."""
+        hook = consumer.hook
         if consumer.given_up_at is None:
-            hook, waiting = consumer.hook, len(consumer.mailbox.queue)
-            consumer.abandon(now)
+            lost = consumer.cut_short(now)
+            where = f" in {hook}" if hook else ""
             logger.warning(
-                "%s: %s was cut short%s; %d events for it are lost",
-                self._name,
-                consumer.name,
-                f" in {hook}" if hook else "",
-                waiting,
+                "%s: %s was cut short%s; %d events for it are lost", self._name, consumer.name, where, lost
             )
+        elif consumer.closing_up:
+            consumer.abandon(now)
+            logger.warning("%s: %s was cut short in %s too", self._name, consumer.name, hook)
         else:
             consumer.leave_behind()
             logger.error(
-                "%s: %s.%s ignores its cancellation and is left to itself",
-                self._name,
-                consumer.name,
-                consumer.hook,
+                "%s: %s.%s ignores its cancellation and is left to itself", self._name, consumer.name, hook
             )
 
     # The end ------------------------------------------------------------------------------------------------
 
     async def _end_consumers(self) -> None:
+        # A file that is announced at this very moment begins a hook, which has its time too.
+        self._released_at = time.monotonic()
         for consumer in self._consumers:
             consumer.close()
-        while any(not c.ended for c in self._consumers):
-            await self._wait_for_news(time.monotonic() + self._limits.poll)
+        await self._wait_for_consumers(lambda consumer: consumer.ended)
 
     async def _end_feeds(self) -> None:
         for feed in self._program.feeds:
@@ -270,6 +278,8 @@ class Supervisor:
                 logger.error(
                     "%s: the async source ignores its cancellation and is left to itself", self._name
                 )
+                for task in self._feeding:
+                    end_by_force(task)
                 return
             await self._wait_for_news(deadline)
         for task in self._feeding:

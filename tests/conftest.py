@@ -14,6 +14,7 @@ Two fixtures, one inside the other, surround each test:
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import importlib.util
 import logging
@@ -116,7 +117,7 @@ def _open_files() -> set[tuple[str, str]]:
 
 
 # What asynccb.storage.atomic names its files until they are whole.
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}(-[0-9a-f]{1,8}){4}\.tmp")
 
 
 def _temporary_files(folder: Path | None = None) -> set[str]:
@@ -167,6 +168,13 @@ def _own_folder_for_temporary_files(tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr("tempfile.tempdir", folder)
         patch.setenv("TMPDIR", folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _long_tests_take_their_time(request: pytest.FixtureRequest) -> None:
+    """The last resort of the configuration is for the fast tier; a long test has a timeout of its own."""
+    if request.node.get_closest_marker("long"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True, scope="module")

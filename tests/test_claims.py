@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from asynccb import ArgumentError, Callback, CallbackBusy, History, ModelBusy, Trainer, claims
 from asynccb.claims import Claim
 from asynccb.testing import Recorder, ScriptedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 X = np.zeros((2, 1))
 
@@ -44,6 +48,48 @@ def test_one_more_hold_is_one_more_to_let_go_of_and_a_free_claim_gives_none() ->
     claim.let_go()
     assert claim.freed
     assert not claim.hold()
+
+
+class Handover:
+    """The lock of the claims. Whoever gives it back lets another thread do ``meanwhile`` first, once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.meanwhile: Callable[[], object] | None = None
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            thread = threading.Thread(target=meanwhile)
+            thread.start()
+            thread.join()
+
+
+def test_of_two_threads_that_let_go_at_once_one_cleans_up_and_before_that_nobody_has_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock, model, told = Handover(), Thing(), list[str]()
+    monkeypatch.setattr(claims, "_lock", lock)
+    claim = Claim("run-a", model, [])
+
+    def second() -> None:
+        lock.meanwhile = third  # between its last look at the count and the cleaning up
+        claim.let_go(lambda: told.append("cleaned up by the second"))
+
+    def third() -> None:
+        with pytest.raises(ModelBusy):
+            Claim("run-b", model, [])
+        assert not claim.hold()
+        told.append("refused")
+
+    lock.meanwhile = second
+    claim.let_go(lambda: told.append("cleaned up by the first"))
+    assert told == ["refused", "cleaned up by the second"]
+    assert holder_of(model) is None
 
 
 def test_a_refused_claim_claims_nothing() -> None:

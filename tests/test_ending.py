@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 
-from asynccb import Callback, CallbackError, History, ModelError, Run, RunCancelled, Trainer
+from asynccb import Callback, CallbackError, Gap, History, ModelError, Run, RunCancelled, Trainer
 from asynccb.ending import WAYS, Outcome, note_all, of_error, of_return
 from asynccb.testing import ScriptedModel, settle
 from asynccb.training.control import Interrupt, Limits
@@ -377,6 +377,25 @@ async def test_a_thread_stuck_in_an_inline_hook_calls_no_further_hook_when_it_co
     assert first.seen[-1] == "on_epoch_end"
     assert closing(second) == ()
     assert closing(beside) == (EXCEPTION, END)
+
+
+@pytest.mark.asyncio
+async def test_no_stream_shows_a_batch_of_a_stuck_thread_after_the_train_end() -> None:
+    gate = threading.Event()
+    stuck = Inline(on_train_batch_end=gate.wait)
+    trainer = Trainer(ScriptedModel())
+    trainer._limits = SHORT
+    run = trainer.start(X, batch_size=1, epochs=2, verbose=0, callbacks=stuck)
+    stream = run.events(since=0)
+    await until(lambda: "on_train_batch_end" in stuck.seen)
+    run.cancel()
+    with pytest.raises(RunCancelled):
+        await run
+    gate.set()
+    await freed(run)
+    hooks = [event.hook for event in [event async for event in stream] if not isinstance(event, Gap)]
+    assert hooks[-2:] == ["on_exception", "on_train_end"]
+    assert hooks.count("on_train_end") == 1
 
 
 # ---------------------------------------------------------------- an event loop that is gone

@@ -91,7 +91,7 @@ MISBEHAVING = """
 
     def test_half_written_file(tmp_path):
         (tmp_path / "logs").mkdir()
-        (tmp_path / "logs" / ".w.h5.0123abcd.tmp").touch()
+        (tmp_path / "logs" / ".w.h5.0123abcd-0123abcd-1f-0123abcd-0123abcd.tmp").touch()
 
     def test_signal_handler():
         signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -215,7 +215,7 @@ FAULTS = {
     "test_thread": "a thread is left behind: <Thread(the leaked one",
     "test_open_file": "an open file is left behind",
     "test_temporary_file": "a temporary file is left behind: ours-",
-    "test_half_written_file": "logs/.w.h5.0123abcd.tmp",
+    "test_half_written_file": "logs/.w.h5.0123abcd-0123abcd-1f-0123abcd-0123abcd.tmp",
     "test_signal_handler": "the handler of SIGUSR1 is not what it was",
     "test_stdout": "the standard streams are not what they were",
     "test_switch_interval": "the switch interval is not what it was: 0.123",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import tracemalloc
@@ -40,7 +44,11 @@ def counts() -> dict[str, Any]:
             files.append(os.readlink(f"/proc/self/fd/{number}").split(":[")[0])
         except OSError:  # the descriptor of the listing itself
             continue
+    signals = [number for number in signal.Signals if number in signal.valid_signals()]
     return {
+        "signal handlers": [(number, signal.getsignal(number)) for number in signals],
+        "loggers": sorted(logging.root.manager.loggerDict),
+        "handlers of loggers": len(logging._handlerList),  # type: ignore[attr-defined]
         "tasks": len(asyncio.all_tasks()),
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "files": sorted(files),
@@ -235,6 +243,67 @@ async def test_a_run_and_its_model_are_let_go_of() -> None:
     finally:
         tracemalloc.stop()
     assert after - before < 5 << 20
+
+
+FIVE_HUNDRED = """
+import asyncio, importlib.util, os, sys, tempfile, warnings
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("leaks", sys.argv[1])
+leaks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(leaks)
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def main(folder, fits):
+    port, seen = leaks.dead_port(), []
+    for number in range(fits):
+        if number == fits // 10:
+            before = await leaks.settled()
+        await leaks.Trainer(leaks.model()).fit(
+            leaks.X, leaks.Y, verbose=0, callbacks=leaks.every_sink(folder, port))
+        seen.append(resident())
+    after = await leaks.settled()
+    assert after == before, (before, after)
+    warm = fits // 10
+    half = (fits - warm) // 2
+    early, late = sum(seen[warm : warm + half]) / half, sum(seen[-half:]) / half
+    print(int((late - early) / half))
+
+
+warnings.simplefilter("ignore")
+with tempfile.TemporaryDirectory() as folder:
+    asyncio.run(main(Path(folder), int(sys.argv[2])))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_five_hundred_fits_with_every_sink_leave_nothing_and_ten_kilobytes_of_memory_each_at_most() -> None:
+    command = [sys.executable, "-c", FIVE_HUNDRED, __file__, "500"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) <= 10 << 10, f"{child.stdout} bytes for each fit"
+
+
+@pytest.mark.parametrize("batches", [1000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_history_keeps_nothing_for_each_batch(batches: int) -> None:
+    async def main() -> History:
+        data = np.zeros((batches, 1), "uint8")
+        return await Trainer(ScriptedModel()).fit(data, batch_size=1, shuffle=False, verbose=0)
+
+    def kept(thing: Any) -> int:
+        parts = thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ()
+        return 1 + sum(map(kept, parts))
+
+    history = asyncio.run(main())
+    assert history.history == {"loss": [1.0]}
+    assert kept([value for name, value in vars(history).items() if name != "model"]) < 40
 
 
 def test_a_hundred_event_loops_leave_nothing() -> None:

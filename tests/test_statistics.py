@@ -9,6 +9,7 @@ import pytest
 
 from asynccb import Callback, Trainer, statistics
 from asynccb.bus.mailbox import MailboxStatistics
+from asynccb.protocols import QueueStatistics
 from asynccb.statistics import Phases, RunStatistics
 from asynccb.testing import ScriptedModel
 
@@ -47,7 +48,7 @@ def test_after_the_end_no_time_passes(clock: Clock) -> None:
 
 
 def test_the_report_says_where_the_time_went_the_dearest_first() -> None:
-    box = MailboxStatistics(waiting=0, peak=7, handled=40, dropped=3, held=2, lost=1)
+    box = MailboxStatistics(waiting=0, peak=7, handled=40, dropped=3, held=2, lost=1, bound=8, policy="wait")
     stats = RunStatistics(
         events=80,
         callbacks={"Tells": box},
@@ -56,6 +57,7 @@ def test_the_report_says_where_the_time_went_the_dearest_first() -> None:
         snapshots=4,
         inline={"Slow\x1b[2J": 1.0, "Quick": 0.1},
         seconds={"batches": 6.0, "drain": 2.0},
+        queues={"Tells: posts": QueueStatistics(256, "drop_oldest", 5, 9)},
     )
     assert stats.report().splitlines() == [
         "phase                                      seconds   share",
@@ -67,12 +69,14 @@ def test_the_report_says_where_the_time_went_the_dearest_first() -> None:
         "of it inline hooks of Quick                  0.100    1.2%",
         "events                                     handled    peak  dropped  held  lost",
         "Tells                                           40       7        3     2     1",
+        "queues                                     waiting   bound  when full",
+        "Tells: posts                                     5     256  drop_oldest: 9",
         "copies of the model: 4",
     ]
 
 
 def test_a_run_that_took_no_time_has_a_report() -> None:
-    assert "in all" in RunStatistics(0, {}, {}, {}, 0, {}, {}).report()
+    assert "in all" in RunStatistics(0, {}, {}, {}, 0, {}, {}, {}).report()
 
 
 @pytest.mark.asyncio

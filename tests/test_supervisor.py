@@ -12,16 +12,33 @@ import numpy as np
 import pytest
 
 from asynccb import Callback, CallbackError, ModelError, Run, RunCancelled, Trainer
+from asynccb.callbacks import BackupAndRestore
 from asynccb.run import live_runs
+from asynccb.supervisor import Supervisor
 from asynccb.testing import Recorder, ScriptedModel, settle
 from asynccb.training.control import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 X = np.zeros((2, 1))
 SHORT = Limits(grace=0.05, last_words=0.05, poll=0.01)
-KINDS = [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopIteration, GeneratorExit]
+
+
+class OfNoKind(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+KINDS = [
+    ValueError,
+    OfNoKind,
+    SystemExit,
+    KeyboardInterrupt,
+    asyncio.CancelledError,
+    StopIteration,
+    GeneratorExit,
+]
 ODD = (asyncio.CancelledError, StopIteration, GeneratorExit)
 HOOKS = [
     "on_train_begin",
@@ -145,6 +162,29 @@ async def test_a_beside_hook_that_raises_anything_anywhere_gives_callback_error(
         for callback in (bad, *others):
             assert callback.seen.count("on_train_end") == 1
             assert callback.seen[-1] == "on_train_end"
+        await until(nothing_left)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("hook", ["on_exception", "on_train_end"])
+@pytest.mark.parametrize("side", ["inline", "beside"])
+async def test_a_closing_hook_that_raises_anything_anywhere_is_a_note_of_the_models_own_error(
+    side: str, hook: str
+) -> None:
+    for kind, position in itertools.product(KINDS, range(3)):
+        bad, others = make(side, hook, kind("odd")), [make("inline"), make("beside")]
+        callbacks = [*others[:position], bad, *others[position:]]
+        error = OSError("of the model")
+        trainer = trainer_of(ScriptedModel(raises={1: error}), Limits(poll=0.01))
+        with pytest.raises(OSError, match="of the model") as caught:
+            await trainer.fit(X, batch_size=1, epochs=2, verbose=0, callbacks=callbacks)
+        assert caught.value is error
+        (note,) = error.__notes__
+        assert note.startswith("Also: ")
+        (failure,) = trainer.last_run.history.failures
+        assert (failure.hook, failure.times) == (hook, 1)
+        for callback in callbacks:
+            assert callback.seen[-2:] == ["on_exception", "on_train_end"]
         await until(nothing_left)
 
 
@@ -361,27 +401,184 @@ async def test_a_hook_that_swallows_its_cancellation_is_named_and_left_and_nothi
     assert swallows.ran == []
 
 
-@pytest.mark.asyncio
-async def test_a_hook_that_swallows_its_cancellation_and_returns_is_the_last_that_runs() -> None:
-    class Returns(Recorder):
-        async def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            await super().on_train_batch_end(batch, logs)
-            try:
-                hanging.set()
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                pass
+class CutShort(Recorder):
+    """Hangs in its first batch hook; in its last hook too if it is told to."""
 
-    hanging, returns, model = asyncio.Event(), Returns(), ScriptedModel(gated=True)
-    run = trainer_of(model).start(X, batch_size=1, epochs=9, verbose=0, callbacks=returns)
+    def __init__(self, *, swallows: bool = False, hangs_at_the_end: bool = False) -> None:
+        super().__init__()
+        self.hanging = asyncio.Event()
+        self.swallows = swallows
+        self.hangs_at_the_end = hangs_at_the_end
+        self.cancelled: list[str] = []
+
+    async def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        await super().on_train_batch_end(batch, logs)
+        await self.hang("on_train_batch_end")
+
+    async def on_train_end(self, logs: Any = None) -> None:
+        if self.hangs_at_the_end:
+            await self.hang("on_train_end")
+        await super().on_train_end(logs)
+
+    async def hang(self, hook: str) -> None:
+        self.hanging.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(hook)
+            if not self.swallows:
+                raise
+
+
+async def cancelled_while_it_hangs(callback: CutShort) -> Run:
+    model = ScriptedModel(gated=True)
+    run = trainer_of(model, SHORT._replace(last_words=0.3)).start(
+        X, batch_size=1, epochs=9, verbose=0, callbacks=callback
+    )
     await model.open(6)
-    await hanging.wait()
+    await callback.hanging.wait()
     run.cancel()
     model.open_for_good()
     with pytest.raises(RunCancelled):
         await run
-    assert returns.hooks[-1] == "on_train_batch_end"
-    assert returns.hooks.count("on_train_batch_end") == 1
+    await until(nothing_left)
+    return run
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_callback_whose_hook_was_cut_short_gets_its_closing_hooks_and_nothing_else(
+    swallows: bool,
+) -> None:
+    callback = CutShort(swallows=swallows)
+    run = await cancelled_while_it_hangs(callback)
+    behind = callback.hooks[callback.hooks.index("on_train_batch_end") + 1 :]
+    assert behind == ["on_exception", "on_train_end"]
+    assert callback.cancelled == ["on_train_batch_end"]
+    counts = run.stats.callbacks["CutShort"]
+    assert counts.lost == 18
+    # What came before the hook, it itself where it came to its end, and the two that close.
+    assert counts.handled == len(callback.events)
+
+
+@pytest.mark.asyncio
+async def test_who_was_cut_short_is_asked_for_no_backup_so_that_its_closing_hooks_have_the_time(
+    tmp_path: Path,
+) -> None:
+    class Syncs(CutShort):
+        async def sync(self) -> None:
+            if self.hanging.is_set():  # a disk that hangs, as the hook did
+                await asyncio.Event().wait()
+
+    callback, model = Syncs(), ScriptedModel(gated=True)
+    run = trainer_of(model, SHORT._replace(last_words=0.3)).start(
+        X, batch_size=1, epochs=9, verbose=0, callbacks=[callback, BackupAndRestore(tmp_path)]
+    )
+    await model.open(2)
+    await callback.hanging.wait()
+    run.cancel()
+    model.open_for_good()
+    with pytest.raises(RunCancelled):
+        await run
+    await until(nothing_left)
+    assert callback.hooks[-2:] == ["on_exception", "on_train_end"]
+    # Behind hooks that were lost nothing counts: only the backup from before the first batch is there.
+    assert [path.name for path in tmp_path.glob("*.h5")] == ["backup-000001.h5"]
+
+
+@pytest.mark.asyncio
+async def test_a_closing_hook_that_hangs_after_one_was_cut_short_is_cut_short_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    callback = CutShort(hangs_at_the_end=True)
+    await cancelled_while_it_hangs(callback)
+    assert callback.hooks[-1] == "on_exception"
+    assert callback.cancelled == ["on_train_batch_end", "on_train_end"]
+    said = [record.getMessage().partition(": ")[2] for record in caplog.records]
+    assert said == [
+        "CutShort was cut short in on_train_batch_end; 18 events for it are lost",
+        "CutShort was cut short in on_train_end too",
+    ]
+
+
+@pytest.mark.asyncio
+async def test_what_an_inline_train_end_handed_over_runs_though_the_callback_was_cut_short() -> None:
+    class HandsOver(Callback):
+        def __init__(self) -> None:
+            self.hanging = asyncio.Event()
+            self.ran: list[str] = []
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> Any:
+            return self.hang(epoch)
+
+        def on_train_end(self, logs: Any = None) -> Any:
+            return self.close()
+
+        async def hang(self, epoch: int) -> None:
+            self.ran.append(f"epoch {epoch}")
+            self.hanging.set()
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            self.ran.append("closed")
+
+    callback, model = HandsOver(), ScriptedModel(gated=True)
+    run = trainer_of(model).start(X, batch_size=1, epochs=9, verbose=0, callbacks=callback)
+    await model.open(6)
+    await callback.hanging.wait()
+    run.cancel()
+    model.open_for_good()
+    with pytest.raises(RunCancelled):
+        await run
+    assert callback.ran == ["epoch 0", "closed"]
+
+
+@pytest.mark.asyncio
+async def test_an_inline_train_end_has_all_the_time_after_a_beside_hook_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Slow(Callback):
+        def __init__(self) -> None:
+            self.gate, self.closing, self.closed = threading.Event(), threading.Event(), False
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.closing.set()
+            self.closed = self.gate.wait(30)
+
+    slow, bad = Slow(), make("beside", "on_epoch_begin", ValueError("!"))
+    run = trainer_of(ScriptedModel()).start(X, epochs=10**6, verbose=0, callbacks=[bad, slow])
+    await until(slow.closing.is_set)
+    await asyncio.sleep(3 * SHORT.grace)
+    assert run.state == "closing"
+    slow.gate.set()
+    with pytest.raises(CallbackError):
+        await run
+    assert slow.closed
+    assert caplog.records == []
+
+
+@pytest.mark.asyncio
+async def test_a_hook_begun_by_a_file_that_is_announced_after_the_drain_is_bounded_by_the_grace_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Hangs(Callback):
+        async def on_checkpoint_saved(self, path: str, epoch: int) -> None:
+            await asyncio.Event().wait()
+
+    async def drain_and_announce(supervisor: Supervisor) -> None:
+        await drain(supervisor)
+        run._dispatcher.commit("late.h5", 0)
+
+    drain = Supervisor._drain
+    monkeypatch.setattr(Supervisor, "_drain", drain_and_announce)
+    run = trainer_of(ScriptedModel()).start(X, epochs=10**6, verbose=0, callbacks=Hangs())
+    await until(lambda: run.step > 2)
+    run.cancel()
+    async with asyncio.timeout(10):  # it was for ever
+        with pytest.raises(RunCancelled):
+            await run
+    assert "Hangs was cut short in on_checkpoint_saved" in caplog.text
+    await until(nothing_left)
 
 
 @pytest.mark.asyncio

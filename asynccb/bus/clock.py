@@ -55,6 +55,7 @@ class HookClock:
         self._ended = (-2, 0.0)  # which batch ended when, if the next one is to be timed
         self._next = 0.0
         self._step = 0
+        self._taken_at = perf_counter()
         self._hooks: list[tuple[str, Timed]] = []
         self._came = 0.0
         self._batches = 0.0
@@ -85,16 +86,21 @@ class HookClock:
             return
         (before, began), now = self._ended, perf_counter()
         if before == index - 1:
-            self._take(began, step)
+            self._take(began, step, now)
             self._next = now + APART
         timed_next = self.mask == ALWAYS or (now >= self._next and before != index - 1)
         self._ended = (index if timed_next else -2, now)
         self._hooks.clear()
 
-    def _take(self, began: float, step: int) -> None:
-        weight, self._step = max(1, step - self._step), step
+    def _take(self, began: float, step: int, now: float) -> None:
         spent = sum(hook.took for _, hook in self._hooks)
         batch = self._came - began - sum(hook.took for name, hook in self._hooks if name == BatchBegin.hook)
+        # For no more time than has passed: in a hook that happened to wait for the interpreter lock, a batch
+        # of microseconds takes milliseconds, and would stand for seconds.
+        passed, self._taken_at = now - self._taken_at, now
+        weight, self._step = float(max(1, step - self._step)), step
+        if weight * (spent + batch) > passed:
+            weight = max(1.0, passed / (spent + batch))
         for name, hook in self._hooks:
             owner = self._name_of(hook.hook, name)
             if owner is not None:

@@ -10,16 +10,16 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynccb.bus.mailbox import HOOKS, hook_of
+from asynccb.bus.mailbox import HOOKS, hook_of, marker
 
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Awaitable, Callable
 
-    from asynccb.bus.mailbox import Entry, Mailbox, Work
+    from asynccb.bus.mailbox import Entry, Mailbox, Mark, Work
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["Consumer", "HookFailure"]
+__all__ = ["Consumer", "HookFailure", "end_by_force"]
 
 SLICE = 0.001
 """Seconds for which the hooks of all consumers of a loop together, as far as they never suspend, may hold it
@@ -55,6 +55,12 @@ class HookFailure(NamedTuple):
 class Consumer:
     """The task of one callback.
 
+    Attributes:
+        muted: it gets its closing hooks only.
+        ended: nothing of it runs any more, or nobody waits for what does.
+        given_up_at: when its time was up, the last time.
+        closing_up: it was cut short, and a closing hook of its has begun since.
+
     Args:
         name: the callback's name.
         mailbox: where its entries come from.
@@ -85,6 +91,7 @@ class Consumer:
         self.muted = False
         self.ended = False
         self.given_up_at: float | None = None
+        self.closing_up = False
         self.task: asyncio.Task[None] | None = None
         self._table = [_caller(hook, hooks.get(hook)) for hook in HOOKS] + [self._run_work, self._reach]
         self._failed = failed
@@ -94,6 +101,7 @@ class Consumer:
         self._died = died
         self._bell: asyncio.Future[None] | None = None
         self._closed = False
+        self._cut_short = False
         self._abandoned = False
         self._began = perf_counter()
         self._stride = 1
@@ -140,11 +148,28 @@ class Consumer:
         self.muted = True
         for code, hook in enumerate(HOOKS):
             if hook not in self._closing:
-                self._table[code] = _skip
+                self._table[code] = self._decline
+
+    def cut_short(self, now: float) -> int:
+        """Time is up: the running hook is cancelled, and of what lies behind it only closing hooks run.
+
+        Returns:
+            How many events are lost.
+        """
+        self.given_up_at = now
+        self.muted = self._cut_short = True
+        # The entries stay where they are: the hook that runs may be one of a stride that counts on them.
+        for code, hook in enumerate(HOOKS):
+            self._table[code] = self._last(self._table[code]) if hook in self._closing else self._lose
+        if self.task is not None:
+            self.task.cancel()
+        behind = [hook_of(entry) for entry in list(self.mailbox.queue)]
+        return sum(hook not in self._closing for hook in behind if hook)
 
     def abandon(self, now: float) -> None:
-        """Time is up: the running hook is cancelled, and nothing after it runs."""
+        """Time is up for good: the running hook is cancelled, and nothing after it runs."""
         self.given_up_at = now
+        self.closing_up = False
         self._closed = self._abandoned = True
         # A hook that swallows its cancellation and returns would go on with the entries behind it.
         self._table[:] = [_give_up] * len(self._table)
@@ -152,11 +177,14 @@ class Consumer:
             self.task.cancel()
 
     def leave_behind(self) -> None:
-        """The running hook ignores its cancellation: nobody waits for it any more, what lies behind it is
-        closed."""
+        """The running hook ignores its cancellation: nobody waits for it any more, it and what lies behind it
+        are closed."""
         self.ended = self.mailbox.closed = True
+        self._closed = self._abandoned = True
         self._set_busy(False)
         self.mailbox.discard_all()
+        if self.task is not None:
+            end_by_force(self.task)
 
     async def _run(self) -> None:
         """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
@@ -173,7 +201,12 @@ class Consumer:
                 except asyncio.CancelledError:
                     if self._abandoned:
                         return
-                    self._absorb_cancel()
+                    self._uncancel()
+                    if not self._cut_short:
+                        # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it
+                        # is still delivered: the run turns this into a cancel of its own, and its grace
+                        # period bounds the rest.
+                        self._cancelled(f"the task of {self.name} was cancelled")
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -247,14 +280,20 @@ class Consumer:
                 raise
             if isinstance(error, _GaveUp):
                 mailbox.handled -= 1
-                queue.appendleft(entry)
+                mailbox.put_back(entry)
             elif not self._abandoned:
-                self._failed(HookFailure(self, hook_of(entry), entry[3], entry[4], error))
+                self._failed(HookFailure(self, hook_of(entry) or "sync", entry[3], entry[4], error))
 
     async def _run_work(self, work: Work, _: None) -> None:
         if self.muted and work.hook not in self._closing:
             work.discard()
+            if self._cut_short:
+                await self._lose()
+            else:
+                await self._decline(None, None)
             return
+        if self._cut_short:
+            self._close_up()
         try:
             for snapshot in work.snapshots:
                 if not snapshot.whole:
@@ -264,10 +303,27 @@ class Consumer:
             raise
         await work.coroutine
 
-    async def _reach(self, done: asyncio.Future[None] | None, _: None) -> None:
+    async def _decline(self, first: object, second: object) -> None:
+        """The callback was muted before this entry's turn came."""
+        self.mailbox.handled -= 1
+        self.mailbox.count_dropped()
+
+    async def _reach(self, mark: Mark | None, ask: Callable[[], Awaitable[object]] | None) -> None:
         self.mailbox.handled -= 1  # a marker is no event
-        if done is not None:
-            _set(done)
+        if mark is None or mark.done():
+            return
+        try:
+            # Behind hooks that were lost nobody is to say that all is there, nor spend the last words on it.
+            answer = None if ask is None or self._cut_short else await ask()
+        except BaseException as error:
+            if self._asked_for(error) and not (self._abandoned or self._cut_short):
+                # By a runner that shuts down. A hook under way is lost then; a question is asked again.
+                self.mailbox.put_back(marker(mark, ask))
+            elif not mark.done():
+                mark.set_result(None)
+            raise
+        if not mark.done():
+            mark.set_result(answer)
 
     def _asked_for(self, error: BaseException) -> bool:
         """Whether somebody else ends this task with it: cancels it, or closes its coroutine from outside."""
@@ -278,13 +334,42 @@ class Consumer:
             return True
         return isinstance(error, asyncio.CancelledError) and task.cancelling() > 0
 
-    def _absorb_cancel(self) -> None:
-        # The runner cancels all tasks at once. The hook that ran is lost, what lies behind it is still
-        # delivered: the run turns this into a cancel of its own, and its grace period bounds the rest.
-        task = asyncio.current_task()
-        while task is not None and task.cancelling():
-            task.uncancel()
-        self._cancelled(f"the task of {self.name} was cancelled")
+    def _last(self, call: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """A closing hook of a callback that was cut short."""
+
+        async def last(first: Any, second: Any) -> None:
+            self._close_up()
+            await call(first, second)
+
+        return last
+
+    async def _lose(self, *_: object) -> None:
+        self.mailbox.handled -= 1
+        self.mailbox.lost += 1
+
+    def _close_up(self) -> None:
+        # The hook that was cut short may have swallowed that, and this one is not to be taken for cancelled.
+        self._uncancel()
+        self.closing_up = True
+
+    def _uncancel(self) -> None:
+        while self.task is not None and self.task.cancelling():
+            self.task.uncancel()
+
+
+def end_by_force(task: asyncio.Task[None]) -> None:
+    """Closes what a task runs that ignores its cancellation, so that the task ends: a runner that shuts down
+    waits for every task without a limit."""
+    if task.done():
+        return
+    coroutine: Any = task.get_coro()
+    try:
+        coroutine.close()
+    except RuntimeError:  # it ignores this too, and waits for something new
+        pass
+    # Woken once more, the task finds its coroutine closed; that is an error which nobody needs to see.
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    task.cancel()
 
 
 class _Sharing:

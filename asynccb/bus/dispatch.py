@@ -28,9 +28,9 @@ from asynccb.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from asynccb.bus.mailbox import Entry, Mailbox
+    from asynccb.bus.mailbox import Entry
     from asynccb.bus.readers import EventStream, Readers
     from asynccb.bus.table import Emitter
     from asynccb.bus.wakeup import Wakeup
@@ -95,6 +95,7 @@ class Dispatcher:
         self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
         self.clock = HookClock(self._name_of)
         self._silent = False
+        self._speaker: int | None = None
         self._opening = ""
         self._closed: set[type[Any]] = set()
         self._withheld: list[tuple[Subscriber, Entry]] = []
@@ -151,8 +152,10 @@ class Dispatcher:
         return self._snapshots.shared(callback) is not None
 
     def silence(self) -> None:
-        """The run is over though its thread is stuck: nothing that it may still emit reaches a hook."""
-        self._silent = True
+        """The run is over though its thread is stuck: nothing that it may still emit reaches a hook or a
+        stream."""
+        with self._numbering:
+            self._silent, self._speaker = True, threading.get_ident()
         self.rebuild()
         for hooks in self._inline.values():
             hooks.clear()
@@ -409,7 +412,9 @@ class Dispatcher:
         events, and the ring holds them in the order of their numbers."""
         with self._numbering:
             number = self.skip()
-            self._readers.append(kind(number, *fields))
+            # Looked at under the lock: a thread that comes back just now must not speak after the last event.
+            if self._speaker is None or self._speaker == threading.get_ident():
+                self._readers.append(kind(number, *fields))
         return number
 
     def _post(self, kind: type[Any], fields: tuple[Any, ...], wanted: list[Subscriber]) -> Entry:
@@ -420,8 +425,7 @@ class Dispatcher:
         arguments, epoch = _arguments(kind.hook, fields)
         first, second = (*arguments, None)[:2]
         entry: Entry = (CODES[kind.hook], first, second, number, epoch)
-        for subscriber in wanted:
-            self._append(subscriber.mailbox, entry)
+        self._append_all([(subscriber, entry) for subscriber in wanted])
         if wanted or self._readers.wanted:
             self._wakeup.flush()
         self._wait_lockstep([s for s in wanted if s.lockstep], kind.hook)
@@ -442,6 +446,22 @@ class Dispatcher:
         work = Work(coroutine, hook_name, self._snapshots.of(subscriber.callback))
         return [*(later or ()), (subscriber, (WORK, work, None, self.taken, epoch))]
 
+    def hand_over(
+        self, subscriber: Subscriber, coroutine: Coroutine[Any, Any, object], snapshots: tuple[Snapshot, ...]
+    ) -> None:
+        """Puts work that no hook returned into a callback's mailbox. Called on the training thread."""
+        work: Entry = (WORK, Work(coroutine, "unit", snapshots), None, self.taken, None)
+        self._append_all([(subscriber, work)])
+        self._wakeup.flush()
+
+    def mark(self, subscriber: Subscriber, entry: Entry) -> None:
+        """Puts a marker behind everything that lies in a callback's mailbox. It passes the bound."""
+        box = subscriber.mailbox
+        box.queue.append(entry)
+        if box.closed:  # nobody will ever come to it
+            box.discard_all()
+        self._wakeup.flush()
+
     def _post_later(
         self, later: list[tuple[Subscriber, Entry]], hook_name: str, *, wait: bool = True
     ) -> None:
@@ -450,19 +470,20 @@ class Dispatcher:
         Args:
             wait: False while an exception of a hook is on its way, which an Interrupt would replace.
         """
-        for subscriber, entry in later:
-            if wait or subscriber.mailbox.closed:
-                self._append(subscriber.mailbox, entry)
-            else:
-                subscriber.mailbox.queue.append(entry)
+        self._append_all(later, wait=wait)
         self._wakeup.flush()
         if wait:
             self._wait_lockstep([s for s, _ in later if s.lockstep], hook_name)
 
-    def _append(self, box: Mailbox, entry: Entry) -> None:
-        box.queue.append(entry)
-        if len(box.queue) >= box.limit or box.closed:
-            box.overflow(entry)
+    def _append_all(self, entries: Sequence[tuple[Subscriber, Entry]], *, wait: bool = True) -> None:
+        """Puts entries into mailboxes, all of them before any mailbox is waited for: that wait may end in an
+        Interrupt, and nobody shall miss an event because somebody else was slow."""
+        for subscriber, entry in entries:
+            subscriber.mailbox.queue.append(entry)
+        for subscriber, entry in entries:
+            box = subscriber.mailbox
+            if box.closed or (wait and len(box.queue) >= box.limit):
+                box.overflow(entry)
 
     def _wait_lockstep(self, subscribers: list[Subscriber], hook_name: str) -> None:
         if not subscribers:

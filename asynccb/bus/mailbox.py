@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from asynccb.training.snapshot import Snapshot
 
@@ -20,6 +19,7 @@ __all__ = [
     "Entry",
     "Mailbox",
     "MailboxStatistics",
+    "Mark",
     "Work",
     "hook_of",
     "marker",
@@ -52,7 +52,8 @@ Entry = tuple[int, Any, Any, int, int | None]
 """What lies in a mailbox: (code, first, second, seq, epoch).
 
 ``code`` is the position of the hook in HOOKS, and ``first`` and ``second`` are its arguments (``first`` alone
-where the hook takes one); or WORK with a :class:`Work` as ``first``; or MARKER with a future as ``first``. A
+where the hook takes one); or WORK with a :class:`Work` as ``first``; or MARKER with a :class:`Mark` as
+``first`` and, as ``second``, what to await for its result. A
 plain tuple of one shape, because the consumer takes
 tens of thousands a second apart: of a named tuple that costs half as much again, and a test of its kind as
     much as the hook.
@@ -73,9 +74,18 @@ class Work(NamedTuple):
             snapshot.release()
 
 
-def marker(done: asyncio.Future[None]) -> Entry:
-    """An entry that sets ``done`` when everything before it is done."""
-    return (MARKER, done, None, -1, None)
+class Mark(Protocol):
+    """What a marker sets: an asyncio.Future, or what looks like one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+
+def marker(mark: Mark, ask: Callable[[], Awaitable[object]] | None = None) -> Entry:
+    """An entry that sets ``mark`` when everything before it is done: to what ``ask`` answers, else to None.
+    Where it will never be reached, and where ``ask`` raises, that is None too."""
+    return (MARKER, mark, ask, -1, None)
 
 
 def hook_of(entry: Entry) -> str:
@@ -94,9 +104,12 @@ class MailboxStatistics(NamedTuple):
         waiting: entries that lie there now.
         peak: the most that ever lay there when the training looked.
         handled: entries whose hook has run, also those that raised.
-        dropped: entries dropped by the ``overflow`` policy.
+        dropped: entries dropped by the ``overflow`` policy, or whose turn came after the callback was
+            disabled.
         held: how often the training waited for room.
         lost: entries thrown away at the end, because their time was up.
+        bound: entries that may wait.
+        policy: what happens beyond them, the callback's ``overflow``.
     """
 
     waiting: int
@@ -105,6 +118,8 @@ class MailboxStatistics(NamedTuple):
     dropped: int
     held: int
     lost: int
+    bound: int
+    policy: str
 
 
 _NOTHING: Entry = (MARKER, None, None, -1, None)
@@ -169,6 +184,11 @@ class Mailbox:
         with self._dropping:  # the training thread may be looking through the queue for what to drop
             self.queue.append(entry)
 
+    def put_back(self, entry: Entry) -> None:
+        """The consumer has taken it, and takes it again as the next."""
+        with self._dropping:
+            self.queue.appendleft(entry)
+
     def overflow(self, entry: Entry) -> None:
         """Called on the training thread after ``entry`` was appended and ``limit`` is reached."""
         self.peak = max(self.peak, len(self.queue))
@@ -194,10 +214,22 @@ class Mailbox:
         else:
             self._drop_oldest()
 
+    def count_dropped(self) -> None:
+        """Called on the loop."""
+        with self._dropping:  # the training thread counts too
+            self.dropped += 1
+
     def statistics(self) -> MailboxStatistics:
         waiting = len(self.queue)
         return MailboxStatistics(
-            waiting, max(self.peak, waiting), self.handled, self.dropped, self.held, self.lost
+            waiting,
+            max(self.peak, waiting),
+            self.handled,
+            self.dropped,
+            self.held,
+            self.lost,
+            self.bound,
+            self.policy,
         )
 
     def discard_all(self) -> int:

@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from asynccb.events import Event, Gap
+from asynccb.protocols import QueueStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -34,7 +35,13 @@ class Readers:
         self._changed = changed
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self.appended = 0
+        self.overtaken = 0
         self.closed = False
+
+    def statistics(self) -> QueueStatistics:
+        """Of the ring; counted are the events that were overwritten before a stream came to them, those of
+        each stream."""
+        return QueueStatistics(self._size, "drop_oldest", min(self.appended, self._size), self.overtaken)
 
     @property
     def wanted(self) -> bool:
@@ -109,6 +116,7 @@ class EventStream:
             found = self._readers.read(self._position)
             if found is not None:
                 position, event = found
+                self._readers.overtaken += position - self._position
                 self._position = position + 1
                 if event.seq >= self._next_seq:
                     return self._deliver(event)

@@ -65,6 +65,16 @@ def test_few_batches_stand_for_all_and_the_estimate_is_right_where_hooks_are_eve
     )
 
 
+def test_a_sample_that_took_long_by_chance_stands_for_no_more_time_than_has_passed(bench: Bench) -> None:
+    def sometimes(index: int, logs: Any) -> None:
+        bench.now += 5e-3 if index % (EVERY + 1) == 1 else 1e-6
+
+    began = bench.now
+    bench.train(30 * (EVERY + 1), batch=APART / EVERY, end=[sometimes])
+    assert bench.timed >= 20
+    assert bench.clock.spent["sometimes"] <= bench.now - began < 1.0
+
+
 def test_short_epochs_are_timed_no_more_often_than_the_clock_allows(bench: Bench) -> None:
     for _ in range(100):
         bench.train(10, batch=APART / 100, end=[bench.hook("Quick", 0.0)])

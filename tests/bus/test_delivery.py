@@ -550,16 +550,19 @@ async def test_nothing_runs_after_an_abandoned_hook_that_swallows_its_cancellati
 
 
 @pytest.mark.asyncio
-async def test_what_waits_behind_a_hook_left_to_itself_is_lost_and_closed_and_its_end_is_not_told() -> None:
-    gate = asyncio.Event()
+async def test_a_hook_left_to_itself_is_closed_with_what_waits_behind_it_and_its_end_is_not_told() -> None:
+    closed: list[int] = []
 
     async def hook(batch: int, logs: Any) -> None:
-        while not gate.is_set():
-            try:
-                await gate.wait()
-            except asyncio.CancelledError:
-                pass
-        raise RuntimeError("too late")
+        try:
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    pass
+        finally:
+            closed.append(batch)
+            raise RuntimeError("too late")
 
     bench = Bench(on_train_batch_end=hook).start()
     bench.post(BATCH, 0, {})
@@ -572,9 +575,9 @@ async def test_what_waits_behind_a_hook_left_to_itself_is_lost_and_closed_and_it
     bench.consumer.leave_behind()
     assert bench.consumer.ended
     assert (work.coroutine.cr_frame, handle.released, bench.mailbox.lost) == (None, True, 1)
-    gate.set()
     assert bench.consumer.task is not None
-    await bench.consumer.task
+    await asyncio.wait({bench.consumer.task})
+    assert closed == [0]
     assert bench.failures == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,7 +76,7 @@ def test_a_mailbox_that_waits_takes_the_event_in_first_and_goes_on_at_half_its_b
     assert waits.count == 1
     assert waits.seen == [0, 1]
     assert numbers(box) == [2, 3]
-    assert box.statistics()[1:] == (4, 0, 0, 1, 0)
+    assert box.statistics()[1:6] == (4, 0, 0, 1, 0)
 
 
 def test_nothing_is_lost_and_nothing_changes_places_where_the_training_waits() -> None:
@@ -116,6 +117,19 @@ def test_what_the_loop_puts_never_waits_and_is_never_dropped() -> None:
     post(box, BATCH, 2)
     assert [entry[0] for entry in box.queue] == [MARKER] * 5 + [BATCH]
     assert numbers(box)[-1] == 2
+
+
+def test_what_is_put_back_waits_for_a_thread_that_looks_for_what_to_drop() -> None:
+    box = mailbox("drop_oldest", bound=1)
+    done: Any = Handle()
+    post(box, BATCH, 1)
+    back = threading.Thread(target=box.put_back, args=(marker(done),))
+    with box._dropping:
+        for _ in box.queue:  # changed under it, this raises
+            back.start()
+            back.join(0.02)
+    back.join()
+    assert [entry[0] for entry in box.queue] == [MARKER, BATCH]
 
 
 # ---------------------------------------------------------------- dropping
@@ -195,7 +209,7 @@ def test_what_is_left_at_the_end_is_counted_and_closed_and_markers_are_told() ->
         box.put(marker(done))
         assert box.discard_all() == 2
         assert (handle.released, done.done(), coroutine.cr_frame) == (True, True, None)
-        assert box.statistics() == (0, 0, 0, 0, 0, 2)
+        assert box.statistics()[:6] == (0, 0, 0, 0, 0, 2)
 
     asyncio.run(scene())
 
@@ -283,7 +297,8 @@ class Account(RuleBasedStateMachine):
     def nothing_is_missing(self) -> None:
         if not hasattr(self, "box"):
             return
-        waiting, peak, handled, dropped, held, lost = self.box.statistics()
+        waiting, peak, handled, dropped, held, lost, bound, policy = self.box.statistics()
+        assert (bound, policy) == (self.bound, self.policy)
         assert len(self.emitted) == handled + waiting + dropped + lost
         assert (handled, lost) == (len(self.delivered), self.lost)
         assert peak >= waiting
