@@ -1,8 +1,8 @@
 """The command line: ``asynccb demo`` trains a classifier of handwritten digits and shows what that leaves.
 
 The only place that touches signals. The first Ctrl-C (or SIGTERM) stops the trainings after the batch under
-way: their epochs end, every file is written whole and closed, and the command says what there is. The second
-leaves at once; what stands under a file's name is whole even then.
+way: a backup is made there, every file is written whole and closed, and the command says what there is and
+how to go on. The second leaves at once; what stands under a file's name is whole even then.
 
 Exit status: 0 done; 1 failed; 2 wrong usage; 130 (SIGTERM: 143) stopped from outside.
 """
@@ -20,9 +20,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from asynccb.callbacks import Callback, CSVLogger, ModelCheckpoint, TensorBoard
+from asynccb.callbacks import BackupAndRestore, Callback, CSVLogger, ModelCheckpoint, TensorBoard
 from asynccb.errors import AsynccbError
 from asynccb.models import Activation, Dense, Dropout, Sequential
+from asynccb.storage.backups import BackupFolder
 from asynccb.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+BACKUPS = "backup"
 VALIDATED = 0.2
 """The part of the digits that is validated on."""
 
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="train a classifier of handwritten digits, with live progress",
         description="Trains a classifier of scikit-learn's handwritten digits; leaves a CSV, checkpoints and "
-        "TensorBoard logs. Ctrl-C once stops cleanly, twice leaves at once.",
+        "TensorBoard logs. Ctrl-C once stops cleanly, twice leaves at once; --resume goes on after either.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--epochs", type=_whole(1), default=20, metavar="N", help="epochs of each training")
@@ -82,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default="asynccb-demo", metavar="FOLDER", help="where to write")
     demo.add_argument(
         "--seed", type=_whole(0), default=7, metavar="N", help="the first training's; +1 for each"
+    )
+    demo.add_argument(
+        "--resume", action="store_true", help="go on from the backups of an interrupted or killed demo"
     )
     demo.add_argument("--stats", action="store_true", help="say where the time of each training went")
     return parser
@@ -107,7 +112,8 @@ class _Saved(Callback):
         self.epochs: dict[str, int] = {}
 
     async def on_checkpoint_saved(self, path: str, epoch: int) -> None:
-        self.epochs[path] = epoch
+        if not path.endswith(".h5"):  # a backup
+            self.epochs[path] = epoch
 
 
 class _Training(NamedTuple):
@@ -119,12 +125,12 @@ class _Training(NamedTuple):
     tensorboard: TensorBoard
 
     @classmethod
-    def start(cls, data: tuple[Any, Any], folder: Path, epochs: int, seed: int, name: str) -> _Training:
+    def start(cls, data: tuple[Any, Any], folder: Path, seed: int, name: str, options: Any) -> _Training:
         training = Trainer(_model(seed), seed=seed)
         csv, saved, tensorboard = folder / "log.csv", _Saved(), TensorBoard(folder / "tensorboard")
         run = training.start(
             *data,
-            epochs=epochs,
+            epochs=options.epochs,
             validation_split=VALIDATED,
             callbacks=[
                 CSVLogger(csv),
@@ -132,16 +138,22 @@ class _Training(NamedTuple):
                 ModelCheckpoint(folder / "last.hdf5"),
                 tensorboard,
                 saved,
+                BackupAndRestore(folder / BACKUPS),
             ],
+            resume=None if options.resume else False,
             name=name,
         )
         return cls(run, csv, saved, tensorboard)
 
     def written(self) -> list[tuple[str, str]]:
         """What there is now, each with what is in it."""
-        rows = _count(len(self.run.history.epoch), "row")
-        files = [(str(self.csv), rows)] if self.csv.exists() else []
-        files += [(path, f"the model of epoch {epoch + 1}") for path, epoch in self.saved.epochs.items()]
+        rows = len(self.run.history.epoch)
+        files = [(str(self.csv), _count(rows, "row"))] if rows and self.csv.exists() else []
+        for model in (self.csv.with_name("best.hdf5"), self.csv.with_name("last.hdf5")):
+            if (epoch := self.saved.epochs.get(str(model))) is not None:
+                files.append((str(model), f"the model of epoch {epoch + 1}"))
+            elif self.run.resumed is not None and model.exists():
+                files.append((str(model), "as it was when this training went on"))
         if self.tensorboard.path is not None and os.path.exists(self.tensorboard.path):
             files.append((str(self.csv.with_name("tensorboard")), "events"))
         return files
@@ -194,10 +206,13 @@ async def _train(data: tuple[Any, Any], options: argparse.Namespace) -> int:
     )
     trainings: list[_Training] = []
     with _Interrupts(trainings) as interrupts:
-        for number in range(options.runs):
-            name = f"run-{number + 1}"
-            folder = options.out if options.runs == 1 else options.out / name
-            trainings.append(_Training.start(data, folder, options.epochs, options.seed + number, name))
+        names = [f"run-{number + 1}" for number in range(options.runs)]
+        folders = [options.out / name for name in names] if options.runs > 1 else [options.out]
+        if not options.resume:
+            for folder in folders:
+                _forget_backups(folder / BACKUPS)
+        for number, (name, folder) in enumerate(zip(names, folders, strict=True)):
+            trainings.append(_Training.start(data, folder, options.seed + number, name, options))
         # One that fails does not end the others.
         results = await asyncio.gather(*(training.run for training in trainings), return_exceptions=True)
     for training, result in zip(trainings, results, strict=True):
@@ -206,8 +221,32 @@ async def _train(data: tuple[Any, Any], options: argparse.Namespace) -> int:
             print(f"\nWhere the time of {training.run.name} went:\n{training.run.stats.report()}")
     _say_how_to_look(options.out, [path for training in trainings for path, _ in training.written()])
     if interrupts.first is not None:
+        print(f"\nGo on with it:\n  {_again(options)}")
         return 128 + interrupts.first
     return 1 if any(isinstance(result, BaseException) for result in results) else 0
+
+
+def _forget_backups(path: Path) -> None:
+    """A demo that begins anew: the backups of an earlier one would only lie there.
+
+    Raises:
+        FolderBusy: they are of one that is under way.
+    """
+    if not path.exists():
+        return
+    folder = BackupFolder(path)
+    folder.lock("a demo that begins")
+    try:
+        for backup in folder.files():
+            os.unlink(backup)
+    finally:
+        folder.unlock()
+
+
+def _again(options: argparse.Namespace) -> str:
+    asked = {"epochs": options.epochs, "runs": options.runs, "out": options.out, "seed": options.seed}
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in asked.items()]
+    return " ".join(["python -m asynccb demo --resume", *given])
 
 
 def _report(training: _Training, result: History | BaseException) -> None:
@@ -286,6 +325,8 @@ class _Interrupts:
             signal.signal(number, before)
 
     def _stop(self, number: int) -> None:
+        if self.first is not None:  # both came before the loop looked
+            _leave(number, None)
         self.first = number
         for training in self._trainings:
             training.run.stop("interrupted")

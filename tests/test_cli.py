@@ -162,6 +162,7 @@ def test_it_says_what_was_written_and_how_to_look_at_it(trained: tuple[Path, str
     assert "tensorboard --logdir asynccb-demo (pip install tensorboard)" in lines
     assert "pandas.read_csv('asynccb-demo/log.csv') (pip install pandas)" in lines
     assert sorted(path.name for path in (folder / "asynccb-demo").iterdir()) == [
+        "backup",
         "best.hdf5",
         "last.hdf5",
         "log.csv",
@@ -217,12 +218,67 @@ def test_the_first_signal_stops_cleanly_and_says_what_was_written(
         assert load_model(log.with_name("last.hdf5")).predict(np.zeros((1, 64), "float32")).shape == (1, 10)
         assert [step for step, _ in _scalars(log.with_name("tensorboard"), "loss")] == list(range(len(rows)))
         assert {path.name for path in log.parent.iterdir()} <= {
+            "backup",
             "best.hdf5",
             "last.hdf5",
             "log.csv",
             "tensorboard",
         }
     assert sum(": stopped, " in line for line in lines) == 2
+
+
+def test_what_a_signal_stopped_goes_on_to_the_same_rows_and_models(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start("-m", "asynccb", "demo", "--epochs", FOR_EVER, "--out", "killed")
+    folder = tmp_path / "killed"
+    _wait_for(lambda: _has_a_row(folder / "log.csv"), process)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=WAIT)
+    assert process.returncode == 143, errors
+    again = f"python -m asynccb demo --resume --epochs {FOR_EVER} --runs 1 --out killed --seed 7"
+    assert printed.splitlines()[-1].strip() == again
+    epochs = str(len(_rows(folder / "log.csv")) + 2)
+    resumed = _demo(tmp_path, "--resume", "--epochs", epochs, "--out", "killed")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert _demo(tmp_path, "--epochs", epochs, "--out", "whole").returncode == 0
+    for name in ("log.csv", "last.hdf5", "best.hdf5"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_demo_that_begins_anew_leaves_no_backups_of_the_one_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert _demo(tmp_path, "--epochs", "2", "--out", "demo").returncode == 0
+    kept = sorted(path.name for path in (tmp_path / "demo" / "backup").glob("*.h5"))
+    assert len(kept) <= 2
+
+
+def test_what_had_ended_is_listed_again_and_fewer_epochs_than_there_are_list_nothing(tmp_path: Path) -> None:
+    assert _demo(tmp_path, "--epochs", "2", "--out", "demo").returncode == 0
+    again = _demo(tmp_path, "--resume", "--epochs", "2", "--out", "demo")
+    lines = [" ".join(line.split()) for line in again.stdout.splitlines()]
+    assert lines[3:6] == [
+        "demo/log.csv 2 rows",
+        "demo/best.hdf5 as it was when this training went on",
+        "demo/last.hdf5 as it was when this training went on",
+    ]
+    fewer = _demo(tmp_path, "--resume", "--epochs", "1", "--out", "demo")
+    assert fewer.returncode == 1
+    assert "demo/log.csv" not in fewer.stdout
+
+
+def test_a_demo_that_begins_anew_takes_no_backup_from_one_that_is_under_way(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start("-m", "asynccb", "demo", "--epochs", FOR_EVER, "--out", "demo")
+    _wait_for(lambda: _has_a_row(tmp_path / "demo" / "log.csv"), process)
+    process.send_signal(signal.SIGSTOP)  # so that it makes no new one
+    before = sorted((tmp_path / "demo").rglob("*"))
+    second = _demo(tmp_path, "--epochs", "1", "--out", "demo")
+    assert second.returncode == 1
+    assert second.stderr.startswith("asynccb: error: ")
+    assert f"(process {process.pid} on " in second.stderr
+    assert sorted((tmp_path / "demo").rglob("*")) == before
 
 
 def test_the_second_ctrl_c_leaves_at_once_though_a_batch_is_stuck(
@@ -239,6 +295,17 @@ def test_the_second_ctrl_c_leaves_at_once_though_a_batch_is_stuck(
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=WAIT)
     assert (process.returncode, printed, errors) == (130, "", "")
+
+
+def test_two_signals_at_once_are_two(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("-c", STUCK)
+    assert process.stdout is not None
+    while process.stdout.readline() not in ("stuck\n", ""):
+        pass
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        process.send_signal(number)
+    process.communicate(timeout=WAIT)
+    assert process.returncode in (130, 143)  # whichever the system delivers last
 
 
 def test_the_signals_are_given_back(
