@@ -104,7 +104,9 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, o
         folder.mkdir()
         processes[name] = _start(script, folder, arguments, hash_seed)
     said = {name: process.communicate() for name, process in processes.items()}
-    assert {name: errors for name, (_, errors) in said.items() if errors} == {}
+    # That a training had to wait for a busy disk is no difference.
+    wrong = [line for _, errors in said.values() for line in errors.splitlines() if "has waited" not in line]
+    assert wrong == []
     return {name: json.loads(output) for name, (output, _) in said.items()}
 
 
