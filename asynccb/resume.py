@@ -201,9 +201,8 @@ class Resume:
 
         try:
             self._model.restore(file, accept)
-        except (
-            FileNotFoundError
-        ):  # it was there when the folder was read: another training removes its older ones
+        except FileNotFoundError:
+            # It was there when the folder was read: another training removes its older ones.
             raise FolderBusy(os.path.dirname(file)) from None
         place = Place(**self._state["place"])
         step = int(self._state["step"])

@@ -153,6 +153,7 @@ class Trainer:
             ArgumentError: before the first batch; names the argument, what was given and what is allowed.
             ResumeRefused: the backup is of another training; lists the differences. Nothing is changed.
             FileRefused: every backup is damaged.
+            FolderBusy: another training has the folder of a BackupAndRestore; before any hook.
             HookRefused: a callback's hook cannot be called as it stands.
             ModelBusy, CallbackBusy: in another run that is under way.
             CallbackError: a beside-hook raised.

@@ -207,11 +207,6 @@ class Units:
         self._takers = [s for s in dispatcher.subscribers if hasattr(s.callback, "take_unit")]
         self._newest: dict[str, tuple[Place, str | None]] = {}
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody will ever take one."""
-        return bool(self._takers)
-
     def cut(self, place: Place, step: int, *, last: bool = False) -> None:
         """Cuts a unit here if a taker wants one; never two for one taker at one place.
 

@@ -158,13 +158,17 @@ class Callback:
         """What a resumed training must know of this callback. Default: nothing.
 
         Plain data: None, bool, int, float, str, numpy arrays and scalars of bools, integers or floats, lists,
-        and dicts with keys of type str. It is copied at once, so live arrays may be answered.
+        and dicts with keys of type str. It is copied at once, so live arrays may be answered (one that is
+        read-only and owns its memory is taken as it is).
 
         A callback whose hooks are ``def`` is asked on the training thread, between two batches; what its
         hooks returned as coroutines may still have to run, and must not change what is answered here. One
         whose hooks are ``async def`` is asked on the event loop, in its own order, when it has handled every
-        event up to that moment. The moment lies behind a batch, before a validation, before the end of an
-        epoch, or between two epochs.
+        event up to that moment. ``on_checkpoint_saved`` is called on the event loop in any case: where other
+        hooks are ``def``, what it changes does not belong in here.
+
+        The moment lies behind a batch, before a validation, before the end of an epoch, or between two
+        epochs.
         """
         return {}
 

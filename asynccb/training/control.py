@@ -252,11 +252,8 @@ class Control:
         if (self.closing and not unending) or predicate():
             return True
         started = time.monotonic()
-        outer = (
-            self.waiting,
-            self._stop_ends,
-            self._predicate,
-        )  # a copy may be completed inside of another wait
+        # A copy may be completed inside of another wait.
+        outer = self.waiting, self._stop_ends, self._predicate
         self.waiting = reason
         self._stop_ends = stop_ends
         self._predicate = predicate
