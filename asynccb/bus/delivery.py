@@ -1,5 +1,5 @@
-"""One long-lived consumer for each callback: runs its beside-hooks in order, one at a time, and lets no
-exception out."""
+"""One consumer for each callback, with one long-lived task from the first entry on: runs its beside-hooks in
+order, one at a time, and lets no exception out."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ class HookFailure(NamedTuple):
 
 
 class Consumer:
-    """The task of one callback.
+    """The task of one callback. It begins when something lies in the mailbox: most callbacks have inline
+    hooks alone, and a short training would pay more for their tasks than for its batches.
 
     Attributes:
+        task: None until there is something to do.
         muted: it gets its closing hooks only.
         ended: nothing of it runs any more, or nobody waits for what does.
         given_up_at: when its time was up, the last time.
@@ -93,7 +95,8 @@ class Consumer:
         self.given_up_at: float | None = None
         self.closing_up = False
         self.task: asyncio.Task[None] | None = None
-        self._table = [_caller(hook, hooks.get(hook)) for hook in HOOKS] + [self._run_work, self._reach]
+        self._table = [_caller(hook, hooks[hook]) if hook in hooks else _skip for hook in HOOKS]
+        self._table += [self._run_work, self._reach]
         self._failed = failed
         self._moved = moved
         self._cancelled = cancelled
@@ -103,20 +106,37 @@ class Consumer:
         self._closed = False
         self._cut_short = False
         self._abandoned = False
-        self._began = perf_counter()
+        self._began = 0.0
         self._stride = 1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: contextvars.Context | None = None
+        self._task_name = ""
         self._sharing: _Sharing | None = None
         self._busy = False
 
-    def start(self, context: contextvars.Context, name: str) -> asyncio.Task[None]:
-        """Starts the task in ``context``, which all hooks of this callback share."""
-        loop = asyncio.get_running_loop()
-        self._sharing = _sharing.setdefault(loop, _Sharing())
-        self.task = loop.create_task(self._run(), name=name, context=context)
+    def start(self, context: contextvars.Context, name: str) -> None:
+        """From now on entries are taken, by a task of this name in ``context``, which all hooks of this
+        callback share. Called on the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._sharing = _sharing.setdefault(self._loop, _Sharing())
+        self._context, self._task_name = context, name
+        self.mailbox.idle = True
+        self.wake()
+
+    def _begin(self) -> None:
+        assert self._loop is not None
+        self._set_busy(True)
+        # Before anything is taken, as wherever a consumer goes to work: see `Mailbox.finished`.
+        self.mailbox.idle = False
+        self.task = self._loop.create_task(self._run(), name=self._task_name, context=self._context)
         # Cancelled before its first step, as `asyncio.run` does to the tasks of a run that has just begun:
         # nothing of the body ran, and this callback's hooks are still owed.
-        self.task.add_done_callback(lambda _: None if self.ended else self.start(context, name))
-        return self.task
+        self.task.add_done_callback(lambda _: None if self.ended else self._begin())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its task may still take a step, left to itself perhaps."""
+        return self.task is not None and not self.task.done()
 
     @property
     def hook(self) -> str:
@@ -133,13 +153,20 @@ class Consumer:
         return bool(self.hook)
 
     def wake(self) -> None:
-        """Called on the loop when the mailbox may hold something."""
-        if self._bell is not None and not self._bell.done():
+        """Called on the loop when the mailbox may hold something, or :meth:`close` was called."""
+        if self.task is None:
+            if self._loop is None or self.ended:
+                return
+            if self.mailbox.queue and not self._abandoned:
+                self._begin()
+            elif self._closed:
+                self._end()
+        elif self._bell is not None and not self._bell.done():
             self._bell.set_result(None)
             self._set_busy(True)  # now, and not when it resumes: those woken with it must know its share
 
     def close(self) -> None:
-        """No entry comes any more: the task ends when it has nothing left to do."""
+        """No entry comes any more: the task, if there is one, ends when it has nothing left to do."""
         self._closed = True
         self.wake()
 
@@ -161,8 +188,7 @@ class Consumer:
         # The entries stay where they are: the hook that runs may be one of a stride that counts on them.
         for code, hook in enumerate(HOOKS):
             self._table[code] = self._last(self._table[code]) if hook in self._closing else self._lose
-        if self.task is not None:
-            self.task.cancel()
+        self._cancel()
         behind = [hook_of(entry) for entry in list(self.mailbox.queue)]
         return sum(hook not in self._closing for hook in behind if hook)
 
@@ -173,8 +199,7 @@ class Consumer:
         self._closed = self._abandoned = True
         # A hook that swallows its cancellation and returns would go on with the entries behind it.
         self._table[:] = [_give_up] * len(self._table)
-        if self.task is not None:
-            self.task.cancel()
+        self._cancel()
 
     def leave_behind(self) -> None:
         """The running hook ignores its cancellation: nobody waits for it any more, it and what lies behind it
@@ -186,9 +211,16 @@ class Consumer:
         if self.task is not None:
             end_by_force(self.task)
 
+    def _cancel(self) -> None:
+        if self.task is None:
+            self.wake()
+        else:
+            self.task.cancel()
+
     async def _run(self) -> None:
         """The body of the task. Ends after :meth:`close`; raises nothing, GeneratorExit apart."""
-        self._set_busy(True)
+        self.task = asyncio.current_task()  # a loop with eager tasks runs this before it answers the task
+        self._began = perf_counter()
         try:
             while True:
                 try:
@@ -216,10 +248,16 @@ class Consumer:
                 raise
             self._died(error)
         finally:
-            self._set_busy(False)
-            self.ended = self.mailbox.idle = self.mailbox.closed = True
-            self.mailbox.discard_all()
-            self._moved()
+            self._end()
+
+    def _end(self) -> None:
+        self._set_busy(False)
+        self.ended = self.mailbox.idle = self.mailbox.closed = True
+        self.mailbox.discard_all()
+        self._moved()
+        # Nothing is called any more. What is kept of an ended run shall not hold all its parts in a ring.
+        self._table = [_skip] * len(self._table)
+        self._context = None
 
     async def _park(self) -> None:
         self._bell = asyncio.get_running_loop().create_future()
@@ -407,11 +445,9 @@ def _set(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-def _caller(name: str, hook: Callable[..., Any] | None) -> Callable[[Any, Any], Awaitable[Any]]:
+def _caller(name: str, hook: Callable[..., Any]) -> Callable[[Any, Any], Awaitable[Any]]:
     """How to call a hook with the two arguments of an entry: itself, where it takes both and is `async
     def`."""
-    if hook is None:
-        return _skip
     if name == "on_checkpoint_saved":  # the one hook that may be a `def` and is called here all the same
 
         async def announce(path: str, epoch: int) -> None:

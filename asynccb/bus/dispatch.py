@@ -87,12 +87,17 @@ class Dispatcher:
         self._numbering = threading.Lock()
         # One list of hooks for each batch event, shared by all versions of the table so that `silence`
         # reaches them all.
-        self._inline = {
-            kind.hook: [s.inline[kind.hook] for s in subscribers if kind.hook in s.inline]
-            for kind in BATCH_KINDS.values()
-        }
+        self._inline: dict[str, list[Any]] = {kind.hook: [] for kind in BATCH_KINDS.values()}
         # By identity, and kept beside the lists: `silence` empties these under the feet of a stuck thread.
-        self._owners = {(name, id(hook)): s for s in subscribers for name, hook in s.inline.items()}
+        self._owners: dict[tuple[str, int], Subscriber] = {}
+        self._beside: dict[str, list[Subscriber]] = {}
+        for subscriber in subscribers:
+            for name, hook in subscriber.inline.items():
+                self._owners[name, id(hook)] = subscriber
+                if name in self._inline:
+                    self._inline[name].append(hook)
+            for name in subscriber.beside:
+                self._beside.setdefault(name, []).append(subscriber)
         self.clock = HookClock(self._name_of)
         self._silent = False
         self._speaker: int | None = None
@@ -113,6 +118,11 @@ class Dispatcher:
         """Answers the present table; ``use`` is given every later one, so that the hot path need not ask."""
         self._use = use
         return self.emit
+
+    def let_go(self) -> None:
+        """Of what leads back here; nothing is dispatched any more."""
+        self._use = lambda table: None
+        del self.emit, self.clock
 
     def mute(self, subscriber: Subscriber) -> None:
         """The callback was disabled: from now on its closing hooks are called and no other. Called on the
@@ -170,9 +180,8 @@ class Dispatcher:
         )  # the one way to look at a counter without moving it
 
     def _build(self) -> Emit:
-        shared = self._readers.wanted or any(
-            kind.hook in subscriber.beside for kind in BATCH_KINDS.values() for subscriber in self.subscribers
-        )
+        streamed = self._readers.wanted
+        shared = streamed or not self._beside.keys().isdisjoint(self._inline)
         return Emit(
             # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will
             # do.
@@ -181,15 +190,15 @@ class Dispatcher:
             epoch_end=self._always(EpochEnd),
             test_begin=self._always(TestBegin),
             test_end=self._always(TestEnd),
-            **{name: self._per_batch(kind) for name, kind in BATCH_KINDS.items()},
+            **{name: self._per_batch(kind, streamed) for name, kind in BATCH_KINDS.items()},
         )
 
-    def _per_batch(self, kind: type[Any]) -> Emitter:
+    def _per_batch(self, kind: type[Any], streamed: bool) -> Emitter:
         """The emitter of a batch event: its inline hooks, then its delivery, or the one of them that there
         is."""
         if self._silent:
             return None
-        deliver = self._delivery(kind)
+        deliver = self._delivery(kind, streamed) if streamed or kind.hook in self._beside else None
         run = self._inline_hooks(kind.hook, numbers=deliver is None)
         if run is None or deliver is None:
             return run or deliver
@@ -238,13 +247,10 @@ class Dispatcher:
 
         return run
 
-    def _delivery(self, kind: type[Any]) -> Emitter:
+    def _delivery(self, kind: type[Any], streamed: bool) -> Emitter:
         """Puts a batch event into the mailboxes and the ring; the hot path of events that are delivered."""
         hook_name = kind.hook
-        beside = [s for s in self.subscribers if hook_name in s.beside]
-        streamed = self._readers.wanted
-        if not beside and not streamed:
-            return None
+        beside = self._beside.get(hook_name, [])
         boxes = [s.mailbox for s in beside]
         lockstep = [s for s in beside if s.lockstep]
         appends = tuple(box.queue.append for box in boxes)
@@ -279,7 +285,7 @@ class Dispatcher:
             self._run_inline(kind.hook, fields, self.subscribers)
             if self._silent:
                 return
-            self._post(kind, fields, [s for s in self.subscribers if kind.hook in s.beside])
+            self._post(kind, fields, self._beside.get(kind.hook, []))
             if kind is TestEnd:
                 self._phase("batches")
 
@@ -291,7 +297,7 @@ class Dispatcher:
         """The first event. A callback has begun once this hook of it was called."""
         self._opening = kind.hook
         fields = (step, Logs())
-        beside = [s for s in self.subscribers if kind.hook in s.beside]
+        beside = self._beside.get(kind.hook, [])
         self._run_inline(kind.hook, fields, self.subscribers, begins=True)
         for subscriber in beside:
             subscriber.begun = True

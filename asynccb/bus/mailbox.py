@@ -152,7 +152,7 @@ class Mailbox:
         self.policy = policy
         self.bound = bound
         self.queue: deque[Entry] = deque()
-        self.idle = False  # until the consumer parks: it may begin with entries that already lie here
+        self.idle = False  # until the consumer starts: nobody else may say that all is done
         self.closed = False
         self.handled = 0
         self.lost = 0
@@ -165,11 +165,15 @@ class Mailbox:
         self.limit = {"wait": bound, "drop_oldest": bound + 1, "latest": 2}[policy]
         # So much room that nobody need look at every event whether it is full.
         self.roomy = policy == "wait" and bound >= 256
-        self.take: Callable[[], Entry] = self.queue.popleft if policy == "wait" else self._take_locked
         self._wait_for_room = wait_for_room
         # Held while entries are dropped from the middle, and by everybody on the loop who touches the queue
-        # meanwhile. A mailbox that waits drops nothing, so its consumer takes without a lock.
+        # meanwhile.
         self._dropping = threading.Lock()
+
+    @property
+    def take(self) -> Callable[[], Entry]:
+        """How the consumer takes the next entry. A mailbox that waits drops nothing: there without a lock."""
+        return self.queue.popleft if self.policy == "wait" else self._take_locked
 
     @property
     def finished(self) -> bool:

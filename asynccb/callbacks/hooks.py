@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.callbacks.base import Callback
 from asynccb.errors import ArgumentError, HookRefused, in_words, nearest
+from asynccb.signatures import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    from asynccb.signatures import Plain
 
 __all__ = ["Hooks", "read_hooks"]
 
@@ -38,6 +41,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 _SETTINGS = {"overflow": ("wait", "drop_oldest", "latest"), "on_error": ("raise", "warn", "disable")}
 _NAMES = {1: "logs", 2: "index, logs"}
 _MAY_DIFFER = frozenset({"on_train_begin", "on_checkpoint_saved"})
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Hooks(NamedTuple):
@@ -68,13 +72,13 @@ def read_hooks(callback: object) -> Hooks:
     _check_setters(callback)
     inline: dict[str, Callable[..., Any]] = {}
     beside: dict[str, Callable[..., Any]] = {}
-    for name in _ARGUMENTS:
-        if not _overrides(callback, name):
-            continue
+    for name in _overridden(callback):
         hook = getattr(callback, name)
-        _check(callback, name, hook)
+        told = plain(hook)
+        if told is None or not told.takes(len(_ARGUMENTS[name])) or told.code.co_flags & _GENERATOR:
+            _check(callback, name, hook)
         # Always on the loop, whatever its kind: it is announced by the delivery, not by the training thread.
-        kind = beside if _is_async(hook) or name == "on_checkpoint_saved" else inline
+        kind = beside if _is_async(hook, told) or name == "on_checkpoint_saved" else inline
         kind[name] = hook
     _refuse_mixture(callback, inline, beside)
     for side in ("begin", "end"):
@@ -85,20 +89,18 @@ def read_hooks(callback: object) -> Hooks:
 def _may_change_model(callback: Callback) -> bool:
     """What the class says that the hooks come from: one that overrides hooks of a class which says False has
     not said it for its own."""
-    if any(getattr(hook, "__self__", None) is not callback for hook in _own_hooks(vars(callback))):
+    own = vars(callback)
+    hooks = [own[name] for name in _ARGUMENTS.keys() & own.keys()]
+    if any(getattr(hook, "__self__", None) is not callback for hook in hooks):
         return True
-    if vars(callback).get("changes_model"):  # one of the instances of its class that do
+    if own.get("changes_model"):  # one of the instances of its class that do
         return True
     for kind in type(callback).__mro__:
         if "changes_model" in vars(kind):
             return bool(vars(kind)["changes_model"])
-        if _own_hooks(vars(kind)):
+        if not _ARGUMENTS.keys().isdisjoint(vars(kind)):
             return True
     return True
-
-
-def _own_hooks(attributes: Mapping[str, Any]) -> list[Any]:
-    return [attributes[name] for name in _ARGUMENTS if name in attributes]
 
 
 def _check_settings(callback: Callback) -> None:
@@ -114,7 +116,8 @@ def _check_settings(callback: Callback) -> None:
 
 def _check_setters(callback: Callback) -> None:
     for name, given in {"set_model": "model", "set_params": "params"}.items():
-        if _is_async(getattr(callback, name)):
+        setter = getattr(callback, name)
+        if _is_async(setter, plain(setter)):
             raise HookRefused(
                 f"{type(callback).__name__}.{name}",
                 in_words(f"async def {name}"),
@@ -123,11 +126,15 @@ def _check_setters(callback: Callback) -> None:
             )
 
 
-def _overrides(callback: Callback, name: str) -> bool:
-    return name in vars(callback) or getattr(type(callback), name) is not getattr(Callback, name)
+def _overridden(callback: Callback) -> list[str]:
+    own, kind = vars(callback), type(callback)
+    base = vars(Callback)
+    return [name for name in _ARGUMENTS if name in own or getattr(kind, name) is not base[name]]
 
 
-def _is_async(hook: Callable[..., Any]) -> bool:
+def _is_async(hook: Callable[..., Any], told: Plain | None) -> bool:
+    if told is not None:
+        return bool(told.code.co_flags & inspect.CO_COROUTINE)
     while isinstance(hook, functools.partial):
         hook = hook.func
     return any(inspect.iscoroutinefunction(function) for function in _called(hook))

@@ -1,5 +1,6 @@
 """Where a training runs."""
 
+from asynccb.engines.pool import ThreadPoolEngine
 from asynccb.engines.thread import ThreadEngine
 
-__all__ = ["ThreadEngine"]
+__all__ = ["ThreadEngine", "ThreadPoolEngine"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from asynccb.errors import ArgumentError
 from asynccb.protocols import Model
+from asynccb.signatures import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from asynccb.protocols import Batch, Gate, LiveState, ModelState
 
+_MEMBERS = tuple(name for name in vars(Model) if not name.startswith("_"))
 _WANTED = "a model is a Sequential, or any object with train_batch(batch) -> dict of logs"
 
 
@@ -22,14 +24,15 @@ def adapt(model: object) -> Model:
     Args:
         model: a ``Sequential``, or an object with ``train_batch(batch)``; ``test_batch``, ``predict_batch``,
             ``capture``, ``metrics_names``, ``direction``, ``check_data`` and ``check_ready`` are used where
-            it has them.
+            it has them. One that computes elsewhere (on a device, in another process) and mostly waits says
+            so by ``needs_cpu = False``: it takes no turns with other trainings.
 
     Raises:
         ArgumentError: for a class in place of an instance, and for objects that cannot train.
     """
     if isinstance(model, type):
         raise ArgumentError("model", model, "is a class, not an instance", f"Write {model.__name__}(...)")
-    if isinstance(model, Model) and _takes_gate(model.train_batch):
+    if (_is_full(model) or isinstance(model, Model)) and _takes_gate(model.train_batch):
         return model
     if not callable(getattr(model, "train_batch", None)):
         raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
@@ -164,8 +167,17 @@ class BareModel:
             raise ArgumentError("model", self._model, f"{method} is needed {purpose}", f"Add {shown}")
 
 
+def _is_full(model: object) -> TypeGuard[Model]:
+    """Whether its class alone makes it a full model, which is quickly seen; False: ``isinstance`` decides."""
+    kind, own = type(model), getattr(model, "__dict__", {})
+    return all(getattr(kind, name, None) is not None and name not in own for name in _MEMBERS)
+
+
 def _takes_gate(train_batch: Callable[..., Any]) -> bool:
     """Whether the loop can call it with the batch and the gate, by position."""
+    told = plain(train_batch)
+    if told is not None:
+        return told.positional()[1:2] == ("before_update",)
     try:
         parameters = list(inspect.signature(train_batch).parameters.values())
     except (TypeError, ValueError):

@@ -272,8 +272,7 @@ class Copying:
         self._control = control
         self._name = name
         self._copy: Copy | None = None
-        self._handed = _Handed()
-        self._thread: threading.Thread | None = None
+        self._copier: tuple[threading.Thread, _Handed] | None = None
 
     def begin(self, live: LiveState, target: Target) -> Copy:
         """Starts the copy of ``live`` into ``target``; a small one is whole when this returns."""
@@ -297,20 +296,22 @@ class Copying:
         return warming
 
     def _hand_over(self, work: Copy | Warming) -> bool:
-        if self._thread is None and not self._start():
+        if self._copier is None and not self._start():
             return False
-        self._handed.put(work)
+        assert self._copier is not None
+        self._copier[1].put(work)
         return True
 
     def _start(self) -> bool:
+        handed = _Handed()
         thread = threading.Thread(
-            target=_copy_all, args=(self._handed,), name=f"asynccb {self._name} copier", daemon=True
+            target=_copy_all, args=(handed,), name=f"asynccb {self._name} copier", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:  # the process has no thread left to give
             return False
-        self._thread = thread
+        self._copier = thread, handed
         return True
 
     def __call__(self, segments: int | None = None) -> None:
@@ -345,9 +346,10 @@ class Copying:
     def close(self) -> None:
         """The run is over: completes the copy under way and ends the thread."""
         self.finish()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._handed.put(None)
+        copier, self._copier = self._copier, None
+        if copier is not None:
+            thread, handed = copier
+            handed.put(None)
             thread.join()
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import itertools
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,8 +67,8 @@ class Bench:
 
     async def end(self) -> None:
         self.consumer.close()
-        assert self.consumer.task is not None
-        await self.consumer.task
+        if self.consumer.task is not None:
+            await self.consumer.task
         assert self.consumer.ended
         assert self.mailbox.finished
 
@@ -487,6 +489,7 @@ async def test_a_cancel_from_outside_loses_the_running_hook_and_delivers_the_res
 async def test_a_cancel_while_it_is_parked_harms_nothing() -> None:
     seen: list[Any] = []
     bench = Bench(on_train_batch_end=recording(seen)).start()
+    await bench.drained()
     await settle()
     assert bench.consumer.task is not None
     bench.consumer.task.cancel()
@@ -581,6 +584,117 @@ async def test_a_hook_left_to_itself_is_closed_with_what_waits_behind_it_and_its
     assert bench.failures == []
 
 
+# ---------------------------------------------------------------- no task before there is something to do
+
+
+@pytest.mark.asyncio
+async def test_a_callback_that_gets_nothing_has_no_task_and_is_done_all_the_time() -> None:
+    bench = Bench(on_train_batch_end=recording([]))
+    assert not bench.mailbox.finished
+    bench.start()
+    assert bench.mailbox.finished
+    bench.consumer.wake()
+    before = asyncio.all_tasks()
+    bench.consumer.close()
+    assert (bench.consumer.task, bench.consumer.ended, bench.mailbox.closed) == (None, True, True)
+    assert (bench.moves, asyncio.all_tasks()) == (1, before)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("when", ["before the start", "before the end"])
+async def test_what_lies_there_unannounced_is_delivered(when: str) -> None:
+    seen: list[Any] = []
+    bench = Bench(on_train_batch_end=recording(seen))
+    entry: Entry = (CODES[BATCH], 0, {}, 0, 0)
+    if when == "before the start":
+        bench.mailbox.queue.append(entry)
+        bench.start()
+    else:
+        bench.start()
+        bench.mailbox.queue.append(entry)
+    assert not bench.mailbox.finished  # though nobody has woken the consumer
+    await bench.end()
+    assert (seen, bench.mailbox.handled) == ([(0, {})], 1)
+
+
+@pytest.mark.asyncio
+async def test_it_is_not_done_between_its_first_entry_and_the_end_of_that_hook() -> None:
+    hanging, go_on, done = asyncio.Event(), asyncio.Event(), []
+
+    async def hook(batch: int, logs: Any) -> None:
+        hanging.set()
+        await go_on.wait()
+
+    bench = Bench(on_train_batch_end=hook).start()
+    bench.post(BATCH, 0, {})
+    done.append(bench.mailbox.finished)
+    await hanging.wait()
+    done.append(bench.mailbox.finished)
+    go_on.set()
+    await settle()
+    assert [*done, bench.mailbox.finished] == [False, False, True]
+    await bench.end()
+
+
+@pytest.mark.asyncio
+async def test_cancelled_before_its_first_step_the_task_begins_again() -> None:
+    seen: list[Any] = []
+    bench = Bench(on_train_batch_end=recording(seen)).start()
+    bench.post(BATCH, 0, {})
+    assert bench.consumer.task is not None
+    bench.consumer.task.cancel()
+    await settle()
+    assert seen == [(0, {})]
+    await bench.end()
+
+
+@pytest.mark.asyncio
+async def test_one_that_is_cut_short_before_it_has_a_task_runs_its_closing_hooks_only() -> None:
+    seen: list[Any] = []
+    bench = Bench(on_train_batch_end=recording(seen), on_train_end=recording(seen)).start()
+    bench.mailbox.queue.append((CODES[BATCH], 0, {}, 0, 0))
+    bench.mailbox.queue.append((CODES["on_train_end"], {}, None, 1, None))
+    assert bench.consumer.cut_short(time.monotonic()) == 1
+    await bench.end()
+    assert (seen, bench.mailbox.lost) == ([({},)], 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["abandon", "leave_behind"])
+async def test_one_that_is_given_up_before_it_has_a_task_closes_what_lies_there(way: str) -> None:
+    seen: list[Any] = []
+    bench = Bench(on_train_batch_end=recording(seen)).start()
+    handle = Handle()
+    work = Work(recording(seen)("never"), "on_epoch_end", (handle,))  # type: ignore[arg-type]
+    bench.mailbox.queue.append((WORK, work, None, 0, 0))
+    if way == "abandon":
+        bench.consumer.abandon(time.monotonic())
+    else:
+        bench.consumer.leave_behind()
+    bench.consumer.wake()
+    await settle()
+    assert (bench.consumer.task, bench.consumer.ended, seen) == (None, True, [])
+    assert (work.coroutine.cr_frame, handle.released, bench.mailbox.lost) == (None, True, 1)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="from Python 3.12 on")
+@pytest.mark.asyncio
+async def test_a_loop_whose_tasks_are_eager_makes_no_difference() -> None:
+    seen: list[Any] = []
+
+    async def hook(batch: int, logs: Any) -> None:
+        seen.append(batch)
+        if batch == 0:
+            bench.post(BATCH, 1, {})
+            raise asyncio.CancelledError  # nobody asked for it: an error of the hook
+
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    bench = Bench(on_train_batch_end=hook).start()
+    bench.post(BATCH, 0, {})
+    await bench.end()
+    assert (seen, len(bench.failures)) == ([0, 1], 1)
+
+
 # ---------------------------------------------------------------- muted
 
 
@@ -661,3 +775,31 @@ async def test_handled_counts_hooks_and_neither_markers_nor_entries_that_were_dr
     await bench.drained()
     assert bench.mailbox.statistics().handled == 1
     await bench.end()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("works", [True, False])
+async def test_an_ended_consumer_goes_with_its_last_holder_and_waits_for_no_collection(works: bool) -> None:
+    mailbox = Mailbox("Tested", "wait", 4, lambda box, has_room: None)
+    consumer = Consumer(
+        "Tested",
+        mailbox,
+        {BATCH: recording([])},
+        failed=lambda failure: None,
+        moved=lambda: None,
+        cancelled=lambda reason: None,
+    )
+    consumer.start(contextvars.copy_context(), "a callback")
+    if works:
+        mailbox.queue.append((CODES[BATCH], 0, {}, 0, 0))
+        consumer.wake()
+    consumer.close()
+    await settle()
+    assert (consumer.ended, mailbox.handled) == (True, works)
+    seen = weakref.ref(consumer)
+    gc.disable()
+    try:
+        del consumer
+        assert seen() is None
+    finally:
+        gc.enable()

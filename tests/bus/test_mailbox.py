@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -336,3 +338,15 @@ class Account(RuleBasedStateMachine):
 
 Account.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestAccount = Account.TestCase
+
+
+@pytest.mark.parametrize("policy", ["wait", "drop_oldest", "latest"])
+def test_a_mailbox_goes_with_its_last_holder_and_waits_for_no_collection(policy: str) -> None:
+    mailbox = Mailbox("Tested", policy, 4, lambda box, has_room: None)
+    seen = weakref.ref(mailbox)
+    gc.disable()
+    try:
+        del mailbox
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -203,17 +204,17 @@ def test_a_reader_at_the_oldest_event_never_gets_the_one_that_is_just_overwritin
     """The writer stores, the reader looks, and only then the count moves: the reader must not find the wrong
     event."""
     ring = Ring(size=4)
-    ring.emit(4)
+    ring.emit(5)
     seen: list[tuple[int, Event] | None] = []
 
     class Slots(list[Any]):
         def __setitem__(self, at: Any, value: Any) -> None:
             super().__setitem__(at, value)
-            seen.append(ring.readers.read(0))
+            seen.append(ring.readers.read(1))
 
     ring.readers._slots = Slots(ring.readers._slots)
     ring.emit()
-    assert [found and (found[0], found[1].seq) for found in seen] == [(0, 0)]
+    assert [found and (found[0], found[1].seq) for found in seen] == [(1, 1)]
 
 
 def test_beside_a_running_writer_a_reader_accounts_for_every_event() -> None:
@@ -242,3 +243,25 @@ def test_beside_a_running_writer_a_reader_accounts_for_every_event() -> None:
             assert item.seq == expected
             expected += 1
     assert expected == total
+
+
+def test_a_ring_takes_memory_for_the_events_that_were_appended_and_not_for_its_size() -> None:
+    assert sum(map(sys.getsizeof, vars(Ring(size=1 << 16).readers).values())) < 2048
+    preallocated = [None] * (1 << 16)  # the negative control
+    assert sys.getsizeof(preallocated) > 2048
+    ring = Ring(size=8)
+    for _ in range(50):
+        ring.emit()
+        assert sys.getsizeof(ring.readers._slots) <= sys.getsizeof([None] * 32)
+
+
+@pytest.mark.asyncio
+async def test_a_closed_ring_is_still_read_and_tells_nobody_of_its_readers() -> None:
+    ring = Ring()
+    ring.emit(3)
+    early = ring.open()
+    ring.close()
+    changes = ring.changes
+    assert await read(ring.open(since=1)) == [1, 2]
+    await early.aclose()
+    assert ring.changes == changes == 1

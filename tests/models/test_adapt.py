@@ -5,6 +5,7 @@ import pytest
 
 from asynccb.errors import ArgumentError
 from asynccb.models import Dense, Sequential, adapt
+from asynccb.models.adapt import BareModel
 from asynccb.protocols import Batch, Model
 
 BATCH = Batch([1.0], [2.0], None, 1)
@@ -173,3 +174,35 @@ def test_an_adapter_that_has_no_live_drives_its_users_model_as_before():
 
     given = Adapter()
     assert adapt(given) is given
+
+
+MEMBERS = [name for name in vars(Model) if not name.startswith("_")]
+
+
+def without(name):
+    """A full model but for one member: of its class, or of this instance."""
+    kind = type("Lacks", (), {member: lambda self, *_, **__: None for member in MEMBERS if member != name})
+    kind.train_batch = lambda self, batch, before_update=None: {}
+    return kind
+
+
+def test_a_model_is_full_exactly_if_it_has_every_member_of_the_protocol():
+    assert len(MEMBERS) == 9
+    for name in MEMBERS:
+        if name != "train_batch":
+            assert isinstance(adapt(without(name)()), BareModel), name
+    whole = without("")()
+    assert adapt(whole) is whole
+    by_instance = without("user_model")()
+    by_instance.user_model = by_instance
+    assert adapt(by_instance) is by_instance
+    taken_back = without("")()
+    taken_back.capture = None
+    assert isinstance(adapt(taken_back), BareModel) is not isinstance(taken_back, Model)
+
+
+def test_a_class_whose_train_batch_is_replaced_is_read_again():
+    kind = without("")
+    assert adapt(one := kind()) is one
+    kind.train_batch = lambda self, batch: {}
+    assert isinstance(adapt(kind()), BareModel)
