@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from asynccb import ArgumentError, Callback, Trainer
-from asynccb.budget import SwitchInterval
+from asynccb.budget import SwitchInterval, blas, blas_threads
+from asynccb.budget import interval as _interval
 from asynccb.testing import ScriptedModel
 
 if TYPE_CHECKING:
@@ -117,3 +120,27 @@ async def test_a_run_cancelled_while_queued_puts_it_back(interval: float) -> Non
 async def test_what_is_no_time_is_refused_by_name(given: Any) -> None:
     with pytest.raises(ArgumentError, match="switch_interval"):
         await Trainer(ScriptedModel()).fit(np.zeros((2, 1)), verbose=0, switch_interval=given)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_has_what_there_was_before_and_waits_for_no_thread_of_its_parent(
+    interval: float,
+) -> None:
+    holder = SwitchInterval(0.0005)
+    holder.hold()
+    with _interval._lock, blas._lock:  # held by other threads at the moment of the fork
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)  # where it does wait
+            code = 1
+            try:
+                found = now()
+                blas_threads()
+                holder.let_go()
+                code = 0 if found == now() == pytest.approx(interval) else 1
+            finally:
+                os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert now() == pytest.approx(0.0005)
+    holder.let_go()

@@ -1,29 +1,16 @@
-"""What is process-wide, counted and restored in one place.
-
-A value is saved by the first that holds it and restored by the last that lets go. To save and restore by each
-for itself would leak: of two runs that overlap, the one that began later would restore the first one's value
-after that has put back the original.
-"""
+"""The interpreter's switch interval, held down while somebody needs it."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 
-__all__ = ["SwitchInterval", "blas_threads"]
+__all__ = ["SwitchInterval"]
 
 _lock = threading.Lock()
-_held: list[float] = []
+_held: list[SwitchInterval] = []
 _before = 0.0
-
-
-def blas_threads() -> int | None:
-    """Threads that the linear algebra under numpy computes with; None where it does not tell. Results depend
-    on it to the last bit."""
-    from threadpoolctl import threadpool_info
-
-    counts = [int(pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return max(counts, default=None)
 
 
 class SwitchInterval:
@@ -40,30 +27,43 @@ class SwitchInterval:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._holds = False
 
     def hold(self) -> None:
         global _before
         with _lock:
-            if self._holds:
+            if self in _held:
                 return
-            self._holds = True
             if not _held:
                 _before = sys.getswitchinterval()
-            _held.append(self._seconds)
-            sys.setswitchinterval(min(_held))
+            _held.append(self)
+            sys.setswitchinterval(_shortest())
 
     def let_go(self) -> None:
         """Legal any number of times, on any thread."""
         with _lock:
-            if not self._holds:
+            if self not in _held:
                 return
-            self._holds = False
-            ours = _same(sys.getswitchinterval(), min(_held))
-            _held.remove(self._seconds)
+            ours = _same(sys.getswitchinterval(), _shortest())
+            _held.remove(self)
             if ours:
-                sys.setswitchinterval(min(_held) if _held else _before)
+                sys.setswitchinterval(_shortest() if _held else _before)
 
 
 def _same(one: float, other: float) -> bool:
     return abs(one - other) < 1e-6  # the interpreter keeps whole microseconds
+
+
+def _shortest() -> float:
+    return min(held._seconds for held in _held)
+
+
+def _after_fork() -> None:
+    # The child has none of the threads that hold the interval, or the lock.
+    global _lock
+    _lock = threading.Lock()
+    for held in _held:
+        held.let_go()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
