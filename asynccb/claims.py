@@ -19,15 +19,31 @@ _holders: dict[int, str] = {}
 class Claim:
     """A run's hold on its model and callbacks, until its thread and its supervisor have both let go.
 
+    Args:
+        run_name: for the messages that others get.
+        model: None where it is not made yet.
+        callbacks: of the run, as far as they are known.
+
     Raises:
         ModelBusy, CallbackBusy: another run has one of them; then nothing is claimed.
     """
 
     def __init__(self, run_name: str, model: Any, callbacks: Iterable[Any]) -> None:
-        self._objects = [model, *callbacks]  # kept alive: an id is only good as long as its object
+        self._run_name = run_name
+        self._objects: list[Any] = []  # kept alive: an id is only good as long as its object
         self._holds = 2
+        self.extend(model, callbacks)
+
+    def extend(self, model: Any, callbacks: Iterable[Any]) -> None:
+        """Claims these too, as far as it does not have them.
+
+        Raises:
+            ModelBusy, CallbackBusy: another run has one of them; then none of these is claimed.
+        """
+        mine = set(map(id, self._objects))
+        new = [held for held in (model, *callbacks) if held is not None and id(held) not in mine]
         with _lock:
-            for held in self._objects:
+            for held in new:
                 holder = _holders.get(id(held))
                 if holder is None:
                     continue
@@ -39,7 +55,8 @@ class Claim:
                 raise CallbackBusy(
                     f"{type(held).__name__} already serves {holder}: give each run its own instance"
                 )
-            _holders.update((id(held), run_name) for held in self._objects)
+            _holders.update((id(held), self._run_name) for held in new)
+            self._objects += new
 
     def hold(self) -> bool:
         """One more hold, to be let go of too. False: it is free, somebody else may have what it claimed."""
@@ -64,6 +81,12 @@ class Claim:
             for held in self._objects:
                 _holders.pop(id(held), None)
             self._objects.clear()
+
+    def __del__(self) -> None:
+        # Of a queued run whose event loop was closed: nobody else lets go of it. No lock: the garbage
+        # collector may come while this thread has it.
+        for held in self._objects:
+            _holders.pop(id(held), None)
 
     @property
     def freed(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asynccb.ending import Outcome, of_error, of_return
 from asynccb.errors import RunCancelled, TornState
 from asynccb.events import ExceptionRaised, Logs
-from asynccb.training.control import FLAGGED, Interrupt
+from asynccb.training.control import FLAGGED, TORN, Interrupt
 from asynccb.training.snapshot import Snapshot
 from asynccb.unit import Units
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from asynccb.bus.dispatch import Dispatcher
     from asynccb.bus.dispatch import Emit as HookTable
-    from asynccb.protocols import Batch, Gate, Model, Place, Source
+    from asynccb.protocols import Batch, Gate, Model, Place, Share, Source
     from asynccb.resume import Resume
     from asynccb.statistics import Phases
     from asynccb.training.control import Control
@@ -40,6 +40,7 @@ class Driver:
         control: requests from the loop.
         snapshots: makes the copies of the model.
         phases: the run's stopwatch.
+        join: the thread's share of what all trainings of the process compute with.
         equip: gives each callback its run, params and data; called on the thread.
         fixed: told the outcome as soon as the loop is left, before the closing hooks.
         left: told the final outcome as the last thing.
@@ -55,6 +56,7 @@ class Driver:
         snapshots: Snapshots,
         phases: Phases,
         *,
+        join: Callable[[], Share],
         equip: Callable[[dict[str, Any]], None],
         fixed: Callable[[Outcome], Any],
         left: Callable[[Outcome], None],
@@ -78,6 +80,7 @@ class Driver:
         self._dispatcher = dispatcher
         self._control = control
         self._phases = phases
+        self._join = join
         self._equip = equip
         self._fixed = fixed
         self._left = left
@@ -95,6 +98,12 @@ class Driver:
             control.cut = self._cut
 
     # The host -----------------------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """Of what leads back here; the thread has said its last word."""
+        self._control.capture, self._control.cut = None, lambda: None
+        self._units = None
+        del self.emit
 
     def _use(self, table: HookTable) -> None:
         self.emit = table
@@ -128,10 +137,14 @@ class Driver:
         self.ident = threading.get_ident()
         self._phases.enter("opening")
         try:
+            # Before anything is computed: results depend on the number of threads that it settles.
+            self._control.take_turns(self._join())
             outcome = self._open_and_close()
         except BaseException as error:  # around the story, not in it: else nobody would hear of the end
             self._control.leave()
             outcome = of_error(error)
+        finally:
+            self._control.share.leave()
         # Before anybody else may have the model.
         self.snapshots.close()
         self._phases.enter("drain")
@@ -144,7 +157,7 @@ class Driver:
             pooled: for a writer of ours, who releases it; the training waits for room in the pool.
         """
         if self._control.torn:
-            raise TornState("the model raised inside a batch, so its weights may be half updated")
+            raise TornState(TORN)
         return self.snapshots.take(self.step, self.epoch, pooled=pooled)
 
     def _capture_for_unit(self) -> Snapshot:
@@ -152,10 +165,6 @@ class Driver:
         if plain is None:
             return self.capture(pooled=True)
         return Snapshot(plain(), self.step, self.epoch)
-
-    def capture_final(self) -> Snapshot:
-        """A copy of the model after the end, on any thread that keeps others from the model."""
-        return Snapshot(self._model.capture(), self.step, self.epoch)
 
     def _open_and_close(self) -> Outcome:
         mark_training(self._model.user_model, self.ident, self.snapshots.gate)
@@ -181,7 +190,7 @@ class Driver:
                 self._begin_or_go_on(self._resume)
             self._phases.enter("batches")
             whole = self._program.tell(self._model, self)
-            return of_return(whole, self._control.stop_reason)
+            return of_return(whole, self._control.stop_reason, self._control.stop_kind)
         except Interrupt as interrupt:
             return of_error(self._cut_at_cancel(interrupt))
         except BaseException as error:

@@ -4,7 +4,7 @@
 way out               open epoch  on_exception  on_train_end  drain                    ``fit``
 ====================  ==========  ============  ============  =======================  ================
 end                   --          --            yes           no limit                 History
-stop                  ends, no    --            yes           no limit                 History
+stop, prune           ends, no    --            yes           no limit                 History
                       validation
 cancel                left open   yes           yes           grace, from the cancel   CancelledError
 inline hook or model  left open   yes           yes           grace                    that exception
@@ -26,14 +26,14 @@ import contextlib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from asynccb.errors import CallbackError, ModelError, said
-from asynccb.training.control import Interrupt
+from asynccb.training.control import Interrupt, StopKind
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Outcome", "Way", "note_all", "of_error", "of_return", "raisable"]
+__all__ = ["Outcome", "Way", "note_all", "of_error", "of_return", "of_stop", "raisable"]
 
-Kind = Literal["completed", "stopped", "cancelled", "failed"]
+Kind = Literal["completed", "stopped", "pruned", "cancelled", "failed"]
 Drain = Literal["no limit", "grace", "grace for the culprit"]
 
 
@@ -47,6 +47,7 @@ class Way(NamedTuple):
 WAYS = {
     "completed": Way(exception_hook=False, drain="no limit"),
     "stopped": Way(exception_hook=False, drain="no limit"),
+    "pruned": Way(exception_hook=False, drain="no limit"),
     "cancelled": Way(exception_hook=True, drain="grace"),
     "failed": Way(exception_hook=True, drain="grace"),
     "failed beside": Way(exception_hook=True, drain="grace for the culprit"),
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
     future.
 
     Attributes:
-        kind: ``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``.
+        kind: ``"completed"``, ``"stopped"``, ``"pruned"``, ``"cancelled"`` or ``"failed"``.
         reason: in words; ``""`` when it simply completed.
         exception: what ``fit`` raises, or None.
         traceback: of the exception, as it was when it left the training thread.
@@ -106,11 +107,16 @@ def note_all(exception: BaseException | None, others: list[BaseException]) -> No
                 exception.add_note(f"Also: {said(other)}")
 
 
-def of_return(whole: bool, stop_reason: str | None) -> Outcome:
+def of_return(whole: bool, stop_reason: str | None, kind: StopKind = "stopped") -> Outcome:
     """The loop returned: every epoch was trained to its end, or a stop or the end of the data came first."""
     if whole:
         return Outcome("completed", "", None, None, WAYS["completed"])
-    return Outcome("stopped", stop_reason or "the data ran out", None, None, WAYS["stopped"])
+    return of_stop(kind, stop_reason or "the data ran out")
+
+
+def of_stop(kind: StopKind, reason: str) -> Outcome:
+    """Somebody has asked for the end."""
+    return Outcome(kind, reason, None, None, WAYS[kind])
 
 
 def of_error(error: BaseException) -> Outcome:

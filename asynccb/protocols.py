@@ -315,6 +315,43 @@ class QueueStatistics(NamedTuple):
     overflowed: int
 
 
+class Share(Protocol):
+    """A training's right to compute beside others: it computes while ``granted``.
+
+    Attributes:
+        contended: whether others share the budget now, so that ``batch_done`` is to be called.
+        granted: it holds what it needs.
+        spent: seconds that it has held it.
+        weight: its part in comparison with others; may be set at any time.
+    """
+
+    @property
+    def contended(self) -> bool: ...
+
+    @property
+    def granted(self) -> bool: ...
+
+    @property
+    def spent(self) -> float: ...
+
+    weight: float
+
+    def request(self) -> None:
+        """Takes what it needs, or queues for it. Never blocks."""
+
+    def give_back(self) -> None:
+        """Lets others compute, or gives up its place in the queue."""
+
+    def look_at_others(self) -> None:
+        """Called now and then while it waits for its turn."""
+
+    def batch_done(self) -> bool:
+        """Whether its slice is over and somebody else waits. Called behind each batch while contended."""
+
+    def leave(self) -> None:
+        """For good; legal any number of times, on any thread."""
+
+
 class Engine(Protocol):
     """Where a run's training function is executed."""
 

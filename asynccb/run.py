@@ -1,12 +1,14 @@
-"""The handle on a training under way.
+"""The handle on a training: queued, under way, or over.
 
 ::
 
-    queued ──► running ⇄ paused ──► closing ──► completed | stopped | cancelled | failed
-      └──────────────────────────────────────► cancelled      (cancelled while queued: no hook runs)
+    queued ──► running ⇄ paused ──► closing ──► completed | stopped | pruned | cancelled | failed
+      └───────────────────────────────────────► stopped | pruned | cancelled
+                                                (before its turn came: nothing of it has begun, no hook runs)
 
-``closing`` begins when the training thread has left its loop: the outcome is fixed, the closing hooks and the
-drain follow.
+A run of :meth:`asynccb.Trainer.start` begins at once, one that was submitted to an
+:class:`~asynccb.Orchestrator` when its turn comes. ``closing`` begins when the training thread has left its
+loop: the outcome is fixed, the closing hooks and the drain follow.
 """
 
 from __future__ import annotations
@@ -15,35 +17,34 @@ import asyncio
 import contextvars
 import itertools
 import logging
-import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from asynccb.budget import SwitchInterval
+from asynccb.awaited import End
+from asynccb.budget import check_priority, weight_of
 from asynccb.bus.mailbox import marker
-from asynccb.claims import Claim
-from asynccb.driver import mark_training
-from asynccb.ending import Outcome, note_all, of_error, raisable
-from asynccb.errors import CallbackError, NotStarted, RunCancelled, SelfWait, TornState
+from asynccb.bus.readers import Readers
+from asynccb.ending import of_error, of_stop, raisable
+from asynccb.errors import NotStarted, SelfWait
+from asynccb.session import Session, log_failure
 from asynccb.statistics import RunStatistics
-from asynccb.storage.serial import SerialExecutor
-from asynccb.training.control import STUCK, SnapshotRequest
-from asynccb.wiring import Wiring, tell
+from asynccb.training.control import Interrupt, SnapshotRequest
+from asynccb.wiring import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
 
-    from asynccb.bus.mailbox import Mailbox
     from asynccb.bus.readers import EventStream
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
-    from asynccb.callbacks.hooks import Hooks
-    from asynccb.protocols import Engine, Model, QueueStatistics
-    from asynccb.resume import Resume, Resumed
-    from asynccb.training.control import Limits
-    from asynccb.training.programs import Program
+    from asynccb.claims import Claim
+    from asynccb.ending import Outcome
+    from asynccb.resume import Resumed
+    from asynccb.session import Order
+    from asynccb.training.control import StopKind
     from asynccb.training.snapshot import Snapshot
+    from asynccb.wiring import Wiring
 
 __all__ = ["Run", "RunStatistics", "live_runs"]
 
@@ -54,160 +55,263 @@ _inside: contextvars.ContextVar[tuple[Run, ...]] = contextvars.ContextVar("async
 """The runs whose hooks or sources we are in, outermost first: awaiting one of them would never end."""
 
 _live: set[Run] = set()
-_final_snapshots = SerialExecutor("asynccb snapshot")
+
+
+def new_name() -> str:
+    """``run-<n>``, another one each time."""
+    return f"run-{next(_numbers)}"
+
+
+def inside_runs() -> tuple[Run, ...]:
+    """The runs whose hooks or sources the caller is in, outermost first."""
+    return _inside.get()
 
 
 def live_runs() -> list[Run]:
-    """The runs of this process that have not ended."""
+    """The runs of this process whose turn has come and that have not ended."""
     return list(_live)
 
 
+class _Place(NamedTuple):
+    """Where a run stands, when it has not begun or is over."""
+
+    epoch: int = 0
+    step: int = 0
+    logs: Mapping[str, Any] = {}
+    resumed: Resumed | None = None
+    stats: RunStatistics = RunStatistics.nothing()
+
+
 class Run:
-    """A training, evaluation or prediction under way; made by :meth:`asynccb.Trainer.start`.
+    """A training, evaluation or prediction; made by :meth:`asynccb.Trainer.start` and
+    :meth:`asynccb.Orchestrator.submit`.
 
     ``await run`` waits for its end and gives what ``fit`` would return, any number of times and in any number
     of tasks. Cancelling a task that awaits a run leaves the run alone. ``async with`` waits at the end of a
     block that ends normally (and resumes a paused run), and cancels the run when the block raises.
 
     ``state``, ``epoch``, ``step``, ``logs``, ``history``, ``outcome``, ``exception`` and ``stats`` may be
-    read at any time from any thread, and ``stop``, ``cancel``, ``pause`` and ``resume`` may be called from
-    any; none of them blocks or raises.
+    read at any time from any thread, and ``stop``, ``prune``, ``cancel``, ``pause`` and ``resume`` may be
+    called from any; none of them blocks or raises.
 
     Attributes:
-        name: unique among the runs of a process unless you named two alike.
+        name: unique among the runs of a process unless you named two alike; among those of an orchestrator
+            always.
         history: the :class:`~asynccb.History` that the run fills.
+        device: the name of the device that an orchestrator has given it; None: none.
     """
 
     def __init__(
         self,
-        model: Model,
-        program: Program,
-        callbacks: list[tuple[Callback, Hooks]],
+        name: str | None,
         history: History,
         *,
-        name: str | None = None,
-        engine: Engine,
         replay: int,
-        limits: Limits,
-        stop_after: float | None = None,
-        switch_interval: float | None = None,
-        resume: Resume | None = None,
+        priority: float = 0,
+        changed: Callable[[Run], None] | None = None,
+        watched: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.name = name or f"run-{next(_numbers)}"
-        self.history = history
-        self._loop = asyncio.get_running_loop()
-        self._model = model
-        self._program = program
-        self._resume = resume
-        if resume is not None:
-            resume.owner = self.name
-        self._claim = Claim(self.name, model.user_model, [callback for callback, _ in callbacks])
-        self._final_claim = self._claim
-        mark_training(model.user_model, -1)
-        self._switch_interval = SwitchInterval(switch_interval) if switch_interval else None
-        self._callbacks = callbacks
-        self._outcome: Outcome | None = None
-        self._queues: dict[str, QueueStatistics] = {}
-        self._awaiting = 0
-        self._ended = asyncio.Event()
-        self._open_callbacks = {callback for callback, _ in callbacks}
-        self._context = contextvars.copy_context()
-        self._context.run(_inside.set, (*_inside.get(), self))
+        """Queued, until :meth:`begin`.
 
-        self._wiring = wiring = Wiring(
-            self.name,
-            self._loop,
-            model,
-            program,
-            resume,
-            callbacks,
-            history,
-            engine=engine,
-            replay=replay,
-            limits=limits,
-            equip=self._equip,
-            fixed=self._fix,
-            left=self._thread_left,
-            cancel=self.cancel,
-            context=self._context.copy,
-        )
-        self._control, self._dispatcher, self._driver = wiring.control, wiring.dispatcher, wiring.driver
-        self._consumers, self._supervisor = wiring.consumers, wiring.supervisor
-        self._failures, self._readers = wiring.failures, wiring.readers
-        self._timer = None
-        if stop_after is not None:
-            self._timer = self._loop.call_later(stop_after, self.stop, f"stop_after {stop_after:g} s")
+        Args:
+            replay: events kept for readers that come late.
+            priority: see :attr:`priority`.
+            changed: called on the loop when the run has ended, and when it is queued and somebody has asked
+                something of it.
+            watched: whether somebody will see how it ends, though nobody awaits it.
+        """
+        self.name = name or new_name()
+        self.history = history
+        self.device: str | None = None
+        self._loop = asyncio.get_running_loop()
+        self._replay = replay
+        self._priority = check_priority(priority)
+        self._changed = changed
+        self._watched = watched
+        self._being_made = False
+        self._created = time.perf_counter()
+        self._end = End(history)
+        self._session: Session | None = None
+        self._parts: Wiring | None = None
+        self._place = _NOWHERE
+        self._early_end: Outcome | None = None
+        self._paused_early = False
+        self._readers: Readers | None = None
+        self.context = contextvars.copy_context()
+        """That of whoever asked for the run, in which all of it is executed."""
+        self.context.run(_inside.set, (*_inside.get(), self))
+
+    def be_made(self) -> None:
+        """Its turn has come, and its model is made on a thread now."""
+        self._being_made = True
         _live.add(self)
-        self._task = self._loop.create_task(self._live(), name=f"asynccb {self.name}", context=self._context)
-        self._task.add_done_callback(self._end_unstarted)
+
+    def begin(self, order: Order, claim: Claim) -> None:
+        """Its turn has come. Called on the loop, once.
+
+        Raises:
+            ModelBusy, CallbackBusy: another run has the model or a callback; then nothing has begun.
+        """
+        session = Session(self, order, self._ring(), self.context, claim)
+        assert session.parts is not None
+        session.parts.phases.backdate(self._created)
+        self._session, self._parts = session, session.parts
+        self._being_made = False
+        _live.add(self)
+        if self._paused_early:
+            session.parts.control.pause()
+        if not self._paused_early:  # or not any more: taken back at this moment, on another thread
+            session.parts.control.resume()
+        if self._early_end is not None:
+            self._apply_early_end(self._early_end)
+
+    def end_early(self, outcome: Outcome) -> None:
+        """It ends before it has begun: no hook runs. Called on the loop."""
+        self.fix(outcome)
+        self._place = _NOWHERE._replace(stats=self.stats)
+        self.end()
+        if self._readers is not None:
+            self._readers.close()
+        self.over()
+        if outcome.kind == "failed" and not self.awaited:
+            log_failure(self.name, outcome.kind, outcome.reason)
+
+    # What its orchestrator looks at
+
+    @property
+    def end_asked(self) -> Outcome | None:
+        """How a queued run is to end, where somebody has asked for that; None: it is to run."""
+        return self._early_end
+
+    @property
+    def pause_asked(self) -> bool:
+        """Whether a queued run is not to begin yet."""
+        return self._paused_early
+
+    @property
+    def waits_for(self) -> float:
+        """Seconds that it has waited by now for anything but its turn to compute; for its drain, if its
+        thread has left."""
+        parts = self._parts
+        since = None if parts is None else parts.control.blocked_at or parts.supervisor.left_at
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def computed(self) -> float:
+        """Seconds in which it had the right to compute."""
+        parts = self._parts
+        return self._place.stats.computed if parts is None else parts.control.share.spent
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has drained, or ended before it began."""
+        return self._end.has_come
+
+    @property
+    def ended_as(self) -> Outcome | None:
+        return self._end.outcome
 
     # What can be read ---------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
-        """``queued``, ``running``, ``paused``, ``closing``, ``completed``, ``stopped``, ``cancelled`` or
-        ``failed``."""
-        if self._outcome is not None:
-            return self._outcome.kind if self._ended.is_set() else "closing"
-        if self._control.parked:
-            return "paused"
-        return "queued" if self._driver.ident is None else "running"
+        """``queued``, ``running``, ``paused``, ``closing``, ``completed``, ``stopped``, ``pruned``,
+        ``cancelled`` or ``failed``."""
+        outcome = self._end.outcome
+        if outcome is not None:
+            return outcome.kind if self._end.has_come else "closing"
+        parts = self._parts
+        if parts is None or parts.driver.ident is None:
+            return "queued"
+        return "paused" if parts.control.parked else "running"
 
     @property
     def epoch(self) -> int:
         """The 0-based epoch under way, or the last one."""
-        return self._driver.epoch
+        parts = self._parts
+        return self._place.epoch if parts is None else parts.driver.epoch
 
     @property
     def step(self) -> int:
         """Batches trained so far, over all epochs."""
-        return self._driver.step
+        parts = self._parts
+        return self._place.step if parts is None else parts.driver.step
 
     @property
     def resumed(self) -> Resumed | None:
         """The backup that this training goes on from, and where; None where it began anew. Known from
         ``on_train_begin`` on."""
-        return None if self._resume is None else self._resume.resumed
+        parts = self._parts
+        return self._place.resumed if parts is None else parts.resumed
 
     @property
     def logs(self) -> Mapping[str, Any]:
         """The newest logs of a batch or an epoch; a copy."""
-        return dict(self._driver.logs)
+        parts = self._parts
+        return dict(self._place.logs if parts is None else parts.driver.logs)
 
     @property
     def outcome(self) -> str | None:
-        """``"completed"``, ``"stopped"``, ``"cancelled"`` or ``"failed"``; None until the training has left
-        its loop."""
-        return None if self._outcome is None else self._outcome.kind
+        """``"completed"``, ``"stopped"``, ``"pruned"``, ``"cancelled"`` or ``"failed"``; None until the
+        training has left its loop."""
+        outcome = self._end.outcome
+        return None if outcome is None else outcome.kind
 
     @property
     def reason(self) -> str | None:
         """Why it ended before its time, in words; None until the training has left its loop."""
-        return None if self._outcome is None else self._outcome.reason
+        outcome = self._end.outcome
+        return None if outcome is None else outcome.reason
 
     @property
     def exception(self) -> BaseException | None:
         """What awaiting this run raises, or None."""
-        if self._outcome is None:
-            return None
-        if self._outcome.kind == "cancelled":
-            return RunCancelled(self._outcome.reason, self.history)
-        return self._outcome.exception
+        return self._end.exception
 
     @property
     def stats(self) -> RunStatistics:
         """Counts of events, mailboxes and waits so far, and where the time went."""
-        return self._wiring.statistics(self._queues if self._ended.is_set() else self._wiring.queues())
+        parts = self._parts
+        if parts is not None:
+            return parts.statistics()
+        if self._end.has_come:
+            return self._place.stats
+        return _NOWHERE.stats._replace(seconds={"queued": time.perf_counter() - self._created})
 
     @property
     def settled(self) -> bool:
         """Whether nothing of this run can move before somebody else does: see
         :func:`asynccb.testing.settle`."""
-        user_model = self._model.user_model
-        thread_rests = (
-            self._control.resting or self._outcome is not None or getattr(user_model, "waiting", False)
-        )
-        return thread_rests and all(c.mailbox.finished or c.suspended for c in self._consumers)
+        parts = self._parts
+        if parts is None:
+            return not self._being_made
+        thread_rests = parts.control.resting or self._end.outcome is not None or parts.model_waits
+        return thread_rests and all(c.mailbox.finished or c.suspended for c in parts.consumers)
+
+    @property
+    def priority(self) -> float:
+        """Where trainings compete for processor time, one more doubles this one's share, one less halves it,
+        within 8 of 0; and of those that are queued, the highest begins first. Default 0. May be set at any
+        time.
+
+        Raises:
+            ArgumentError: set to what is no number.
+        """
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: float) -> None:
+        self._priority = check_priority(priority)
+        parts = self._parts
+        if parts is not None:
+            parts.control.share.weight = self.weight
+        else:
+            self._tell_changed()
+
+    @property
+    def weight(self) -> float:
+        """The share in comparison with others."""
+        return weight_of(self._priority)
 
     # What can be asked --------------------------------------------------------------------------------------
 
@@ -215,30 +319,80 @@ class Run:
         """Ends the training after the batch under way: its epoch ends without validation, ``fit`` returns its
         History.
 
-        The first reason wins; a cancel overrides it. No effect on a run that has ended.
+        The first reason wins; a cancel overrides it. No effect on a run that has ended. One that has not
+        begun ends at once, and none of its hooks runs.
         """
-        self._control.stop(str(reason))
+        self._stop("stopped", reason)
+
+    def prune(self, reason: str = "pruned") -> None:
+        """As :meth:`stop`, for a training that was not worth going on with: its outcome is ``"pruned"``."""
+        self._stop("pruned", reason)
+
+    def _stop(self, kind: StopKind, reason: str) -> None:
+        parts = self._parts
+        if parts is not None:
+            parts.control.stop(str(reason), kind)
+        elif self._early_end is None:
+            self._end_while_queued(of_stop(kind, str(reason)))
 
     def cancel(self, reason: str = "cancelled") -> None:
         """Ends the training after the batch under way; the epoch is left open.
 
         ``on_exception`` and ``on_train_end`` run, mailboxes drain for the grace period of 5 s, what is lost
-        then is logged. Who awaits the run gets :class:`~asynccb.RunCancelled`.
+        then is logged. Who awaits the run gets :class:`~asynccb.RunCancelled`. A run that has not begun ends
+        at once, and none of its hooks runs.
         """
-        if self._ended.is_set():
+        if self._end.has_come:
             return
-        if self._supervisor.cancelled_at is None:
-            self._supervisor.cancelled_at = time.monotonic()
-        self._control.interrupt_with("cancelled", str(reason))
-        self._wiring.poke()
+        parts = self._parts
+        if parts is None:
+            if self._early_end is None or self._early_end.kind != "cancelled":
+                self._end_while_queued(of_error(Interrupt("cancelled", str(reason))))
+            return
+        if parts.supervisor.cancelled_at is None:
+            parts.supervisor.cancelled_at = time.monotonic()
+        parts.control.interrupt_with("cancelled", str(reason))
+        parts.poke()
 
     def pause(self) -> None:
-        """Asks the training to park after the batch under way; ``state`` is ``paused`` once it has."""
-        self._control.pause()
+        """Asks the training to park after the batch under way; ``state`` is ``paused`` once it has. One that
+        is queued does not begin before :meth:`resume`."""
+        self._paused_early = True
+        parts = self._parts
+        if parts is not None:
+            parts.control.pause()
+        else:
+            self._tell_changed()
 
     def resume(self) -> None:
         """Takes :meth:`pause` back."""
-        self._control.resume()
+        self._paused_early = False
+        parts = self._parts
+        if parts is not None:
+            parts.control.resume()
+        else:
+            self._tell_changed()
+
+    def _end_while_queued(self, outcome: Outcome) -> None:
+        if self._end.has_come:
+            return
+        # Written before `_parts` is read again: it may begin at this moment, on another thread, which writes
+        # `_parts` before it looks here.
+        self._early_end = outcome
+        if self._parts is None:
+            self._tell_changed()
+        else:
+            self._apply_early_end(outcome)
+
+    def _apply_early_end(self, outcome: Outcome) -> None:
+        if outcome.kind == "cancelled":
+            self.cancel(outcome.reason)
+        else:
+            self._stop(cast("StopKind", outcome.kind), outcome.reason)
+
+    def _tell_changed(self) -> None:
+        if self._changed is not None:
+            tell(self._loop, self._changed, self)
 
     async def snapshot(self) -> Snapshot:
         """A consistent copy of the model at the next safe point: after the batch under way, or at once in a
@@ -248,13 +402,19 @@ class Run:
         done.
 
         Raises:
-            NotStarted: the run is still queued.
+            NotStarted: the run is still queued, or ended before it had begun.
             TornState: the model raised inside a batch.
             ModelBusy: the run has ended and another one has the model now.
         """
-        if self._driver.ident is None and self._outcome is None:
-            raise NotStarted(f"{self.name} is queued: it has no state of its own yet")
-        answered: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+        session, parts = self._session, self._parts
+        if session is None or (
+            parts is not None and parts.driver.ident is None and self._end.outcome is None
+        ):
+            raise NotStarted(f"{self.name} is {self.state}: it has no state of its own")
+        if parts is None:
+            return await session.final_snapshot()
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Snapshot] = loop.create_future()
 
         def set_answer(snapshot: Snapshot | None, error: BaseException | None) -> None:
             if answered.done():
@@ -264,14 +424,13 @@ class Run:
             elif snapshot is not None:
                 answered.set_result(snapshot)
 
-        loop = asyncio.get_running_loop()
         request = SnapshotRequest(
             lambda snapshot: _tell_whole(loop, set_answer, snapshot.another()),
             lambda error: tell(loop, set_answer, None, error),
         )
-        if self._control.ask(request):
+        if parts.control.ask(request):
             return await answered
-        return await self._final_snapshot()
+        return await session.final_snapshot()
 
     async def flush(self) -> None:
         """Waits until every callback has handled all events emitted so far.
@@ -280,13 +439,16 @@ class Run:
             SelfWait: called from a hook or an async source of this run.
         """
         self._refuse_inside("flush()")
+        parts = self._parts
+        if parts is None:
+            return
         marks = []
-        for consumer in self._consumers:
+        for consumer in parts.consumers:
             if not consumer.ended:
                 done = self._loop.create_future()
                 consumer.mailbox.put(marker(done))
                 marks.append(done)
-        self._wiring.wakeup.flush()
+        parts.wakeup.flush()
         for done in marks:
             await done
 
@@ -299,7 +461,25 @@ class Run:
         Args:
             since: the ``seq`` of the first event wanted; None: from now on.
         """
-        return self._dispatcher.stream(since, lambda: self._refuse_inside("the run's events"))
+        parts = self._parts
+        if parts is not None:
+            return parts.dispatcher.stream(since, self._allow_reading)
+        return self._ring().open(since, self._place.stats.events, self._allow_reading)
+
+    def _allow_reading(self) -> None:
+        self._refuse_inside("the run's events")
+
+    def _ring(self) -> Readers:
+        if self._readers is None:
+            self._readers = Readers(self._replay, self._readers_changed)
+            if self._end.has_come:
+                self._readers.close()
+        return self._readers
+
+    def _readers_changed(self) -> None:
+        parts = self._parts
+        if parts is not None:
+            parts.readers_changed()
 
     def __aiter__(self) -> EventStream:
         return self.events()
@@ -318,16 +498,18 @@ class Run:
             self.resume()
         else:
             self.cancel(f"its block raised {kind.__name__ if kind else 'an exception'}")
-        cancelled = await self._wait_shielded("the task was cancelled while it waited for the run")
+        cancelled = await self._end.wait_shielded(
+            lambda: self.cancel("the task was cancelled while it waited for the run")
+        )
         if cancelled is not None and not isinstance(error, asyncio.CancelledError):
             raise cancelled
         if error is None:
-            self._result()
+            self._end.result()
 
     def __repr__(self) -> str:
         return f"<Run {self.name} {self.state} epoch={self.epoch} step={self.step}>"
 
-    # What callbacks may ask ---------------------------------------------------------------------------------
+    # What callbacks may ask, while they serve this run ------------------------------------------------------
 
     def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> Snapshot:
         """The model at this very moment; legal on the training thread only, which is where inline hooks run.
@@ -340,79 +522,57 @@ class Run:
         Raises:
             RuntimeError: called on another thread.
         """
-        if threading.get_ident() != self._driver.ident:
-            raise RuntimeError(
-                f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
-                "elsewhere: `await self.run.snapshot()`"
-            )
-        return self._dispatcher.snapshot(callback, self._driver.capture, pooled=pooled)
+        return self._under_way.snapshot_now(callback, pooled=pooled)
 
     def expect_copies(self) -> None:
         """Says, in an inline ``on_train_begin``, that pooled snapshots will be taken: memory for the first is
         got beside the first batches."""
-        self._driver.snapshots.expect()
+        self._under_way.driver.snapshots.expect()
 
     def room_for_copy(self, callback: Callback) -> bool:
         """Whether ``callback`` can have a pooled snapshot, or share one of this event's, without waiting for
         a writer. Called in inline hooks."""
-        return self._dispatcher.shares_copy(callback) or self._driver.snapshots.has_room()
+        parts = self._under_way
+        return parts.dispatcher.shares_copy(callback) or parts.driver.snapshots.has_room()
 
     def want_unit(self) -> None:
         """Says that a callback with ``take_unit`` wants a resume unit: it is asked at the next place where
         one can be cut. Legal on any thread."""
-        self._control.want_unit()
+        self._under_way.control.want_unit()
 
     def announce_saved(self, path: str, epoch: int) -> None:
-        """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it."""
-        self._dispatcher.commit(path, epoch)
+        """Tells everybody that the file at ``path`` is durable. Called on the loop by whoever wrote it; where
+        the run is over nobody listens."""
+        parts = self._parts
+        if parts is not None:
+            parts.dispatcher.commit(path, epoch)
 
     def direction(self, metric: str) -> str | None:
         """``"min"`` or ``"max"`` where the model knows in which direction ``metric`` improves."""
-        return self._model.direction(metric)
+        return self._under_way.model.direction(metric)
+
+    @property
+    def _under_way(self) -> Wiring:
+        if self._parts is None:
+            raise RuntimeError(f"{self.name} is {self.state}")
+        return self._parts
 
     # Waiting for the end ------------------------------------------------------------------------------------
 
     async def _wait_as_watcher(self) -> History:
         self._refuse_inside("the run itself")
-        self._awaiting += 1
-        try:
-            await self._ended.wait()
-        finally:
-            self._awaiting -= 1
-        return self._result()
+        return await self._end.wait()
 
     async def wait_as_owner(self) -> History:
         """The wait of ``fit``: cancelling it cancels the run, waits for the end, and then lets the
         cancellation go on."""
         self._refuse_inside("the run itself")
-        cancelled = await self._wait_shielded("the task that awaited fit was cancelled")
+        cancelled = await self._end.wait_shielded(
+            lambda: self.cancel("the task that awaited fit was cancelled")
+        )
         if cancelled is not None:
-            note_all(cancelled, list(self._failures.errors))
             raise cancelled
-        return self._result()
-
-    async def _wait_shielded(self, reason: str) -> asyncio.CancelledError | None:
-        cancelled: asyncio.CancelledError | None = None
-        self._awaiting += 1
-        try:
-            while not self._ended.is_set():
-                try:
-                    await self._ended.wait()
-                except asyncio.CancelledError as error:
-                    cancelled = cancelled or error
-                    self.cancel(reason)
-        finally:
-            self._awaiting -= 1
-        return cancelled
-
-    def _result(self) -> History:
-        assert self._outcome is not None
-        if self._outcome.kind == "cancelled":
-            cancelled = RunCancelled(self._outcome.reason, self.history)
-            note_all(cancelled, list(self._failures.errors))
-            raise cancelled
-        self._outcome.raise_exception()
-        return self.history
+        return self._end.result()
 
     def _refuse_inside(self, what: str) -> None:
         if self in _inside.get():
@@ -422,138 +582,38 @@ class Run:
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(f"{self.name} belongs to another event loop; await it there")
 
-    # Its life -----------------------------------------------------------------------------------------------
+    # What its session tells it ------------------------------------------------------------------------------
 
-    async def _live(self) -> None:
-        if self._switch_interval is not None:
-            self._switch_interval.hold()
-        try:
-            try:
-                outcome = await self._supervisor.run()
-            except Exception as error:
-                # A defect of ours; nobody shall wait for ever because of it.
-                outcome = of_error(error)
-                self._control.interrupt_with("failed", outcome.reason, error)
-                self._supervisor.abandon_all()
-            self._end(outcome)
-        finally:
-            if self._driver.ident is None:  # no thread ever started
-                self._free()
-            self._free()
-            _live.discard(self)
+    @property
+    def awaited(self) -> bool:
+        return self._end.awaiting > 0 or self._watched()
 
-    def _end_unstarted(self, task: asyncio.Task[None]) -> None:
-        # `asyncio.run` whose main function returns right after `start` cancels the task before its first
-        # step: nothing of its body ever runs, its `finally` neither.
-        if not task.cancelled():
-            return
-        self.cancel("the event loop is shutting down")
-        assert self._control.interrupt is not None
-        self._end(of_error(self._control.interrupt))
-        self._free()
-        self._free()
-        _live.discard(self)
+    def fix(self, outcome: Outcome) -> History:
+        return self._end.fix(outcome)
 
-    def _end(self, outcome: Outcome) -> None:
-        errors = self._failures.errors
-        if errors and (outcome.exception is None or isinstance(outcome.exception, CallbackError)):
-            outcome = outcome.with_beside_errors(errors)
-        elif errors:
-            note_all(outcome.exception, list(errors))
-        self._fix(outcome)
-        try:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._wiring.wakeup.close()
-            if self._driver.ident is None:
-                self._close_unused()
-        finally:
-            self._wiring.phases.enter(None)
-            self._queues = self._wiring.queues()
-            self._ended.set()
-            self._readers.close()
-        if (outcome.kind == "failed" or errors) and not self._awaiting:
-            # As text: the exception's traceback would hold the run and all its arrays.
-            reason = outcome.reason if outcome.kind == "failed" else f"{outcome.reason}; {errors[0]}"
-            logger.error("%s %s and nobody awaits it: %s", self.name, outcome.kind, reason)
-
-    def _close_unused(self) -> None:
-        """No thread ever ran: what it and consumers that never started would have closed on their way out is
-        closed here, else a ``snapshot()`` or ``flush()`` would wait for them for ever."""
-        self._control.leave()
-        for consumer in self._consumers:
-            consumer.leave_behind()
-
-    def _fix(self, outcome: Outcome) -> History:
-        self._outcome = outcome
-        self.history.outcome = outcome.kind
-        self.history.reason = outcome.reason
-        self._failures.publish()
-        return self.history
-
-    def _thread_left(self, outcome: Outcome) -> None:
-        """The last that happens on the training thread."""
-        stuck = self._supervisor.stuck
-        if not stuck:
-            self._fix(outcome)
-        # Before the loop is told: whoever awaits the run may start the next one on this model at once.
-        self._free()
-        if stuck:
-            for consumer in self._consumers:
-                if consumer.mailbox.closed:  # what the last hook of this thread handed over
-                    _discard(consumer.mailbox)
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._supervisor.thread_left, outcome)
-        except RuntimeError:
-            unheard = [f"{c.name}: {len(c.mailbox.queue)} events" for c in self._consumers if c.mailbox.queue]
-            logger.error(
-                "%s: the event loop was closed during the training; not delivered: %s",
-                self.name,
-                ", ".join(unheard) or "nothing",
+    def end(self) -> None:
+        parts = self._parts
+        if parts is not None:
+            driver = parts.driver
+            self._end.errors = list(parts.failures.errors)
+            self._place = _Place(
+                driver.epoch, driver.step, driver.logs, parts.resumed, self._last_word(parts)
             )
-            for consumer in self._consumers:
-                _discard(consumer.mailbox)
-            _live.discard(self)
-            self._free()
+            self._parts = None  # last: a reader on another thread finds one or the other
+        self._end.come()
+        if self._changed is not None:
+            self._changed(self)
 
-    def _free(self) -> None:
-        self._claim.let_go(self._clean_up)
+    def _last_word(self, parts: Wiring) -> RunStatistics:
+        try:
+            return parts.statistics()
+        except Exception:
+            # A defect of ours; nobody shall wait for ever because of it.
+            logger.exception("%s: its counts are lost", self.name)
+            return _NOWHERE.stats
 
-    def _clean_up(self) -> None:
-        if self._switch_interval is not None:
-            self._switch_interval.let_go()
-        mark_training(self._model.user_model, None)
-        for callback in self._open_callbacks:
-            callback.run = None
-        self._open_callbacks = set()
-
-    def _equip(self, params: dict[str, Any]) -> None:
-        for callback, _ in self._callbacks:
-            callback.run = self
-            callback.validation_data = self._program.validation_data
-            callback.set_model(self._model.user_model)
-            callback.set_params(params)
-
-    async def _final_snapshot(self) -> Snapshot:
-        if self._control.torn:
-            raise TornState("the model raised inside a batch, so its weights may be half updated")
-        if self._supervisor.stuck:
-            raise TornState(STUCK)
-        let_go = self._hold_model()
-        copied = _final_snapshots.submit(self._driver.capture_final)
-        # Not here: if this task is cancelled, the copy that is being made still needs the model.
-        copied.add_done_callback(lambda _: let_go())
-        return await asyncio.wrap_future(copied)
-
-    def _hold_model(self) -> Callable[[], None]:
-        """Keeps other runs from the model while a final copy is made. Answers how to let go."""
-        if self._claim.hold():  # it still drains
-            return self._free
-        if not self._final_claim.hold():
-            self._final_claim = Claim(f"a snapshot of {self.name}", self._model.user_model, [])
-            self._final_claim.let_go()
-        return self._final_claim.let_go
+    def over(self) -> None:
+        _live.discard(self)
 
 
 def _tell_whole(loop: asyncio.AbstractEventLoop, answer: Callable[..., object], snapshot: Snapshot) -> None:
@@ -561,9 +621,4 @@ def _tell_whole(loop: asyncio.AbstractEventLoop, answer: Callable[..., object], 
     snapshot.then(lambda: tell(loop, answer, snapshot, None))
 
 
-def _discard(mailbox: Mailbox) -> None:
-    while mailbox.queue:
-        try:
-            mailbox.discard_all()
-        except RuntimeError:  # the marker of a `flush()` on the closed loop; it is out of the queue now
-            continue
+_NOWHERE = _Place()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
+from asynccb.health import LagStatistics
 from asynccb.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asynccb.budget import BudgetStatistics
     from asynccb.bus.mailbox import MailboxStatistics
     from asynccb.protocols import QueueStatistics
 
-__all__ = ["Phases", "RunStatistics"]
+__all__ = ["OrchestratorStatistics", "Phases", "RunStatistics"]
 
 WIDTH = 40
 """Characters of the report's first column."""
@@ -29,6 +31,10 @@ class Phases:
     def __init__(self, phase: str) -> None:
         self._seconds = {phase: 0.0}
         self._now = (phase, perf_counter())
+
+    def backdate(self, began: float) -> None:
+        """The first phase began earlier, at ``began`` (``perf_counter``). Called before another one turns."""
+        self._now = (self._now[0], began)
 
     def enter(self, phase: str | None) -> str:
         """Ends the phase under way and begins another; None: none, for good. Answers the one that ended."""
@@ -67,6 +73,8 @@ class RunStatistics(NamedTuple):
         queues: counts of everything else in which something waits, by its name: ``"event streams"``,
             ``"copies"``, ``"source of x"``, ``"source of validation_data"``, and those inside of callbacks,
             as ``"ModelCheckpoint: waiting saves"``.
+        computed: seconds in which it had the right to compute; without its waits, for its turn among them.
+        lag: how late the event loop was while the run was alive.
     """
 
     events: int
@@ -77,6 +85,13 @@ class RunStatistics(NamedTuple):
     inline: dict[str, float]
     seconds: dict[str, float]
     queues: dict[str, QueueStatistics]
+    computed: float
+    lag: LagStatistics
+
+    @classmethod
+    def nothing(cls) -> RunStatistics:
+        """Of a run that has not begun."""
+        return cls(0, {}, {}, {}, 0, {}, {}, {}, 0.0, LagStatistics(0.0, 0.0, 0.0, 0))
 
     def report(self) -> str:
         """A table of where the time went, for people."""
@@ -101,6 +116,35 @@ class RunStatistics(NamedTuple):
             numbers = f"{queue.waiting:>10}{queue.bound:>8}  {queue.policy}: {queue.overflowed}"
             yield _fit(printable(name)) + numbers
         yield f"copies of the model: {self.snapshots}"
+        yield f"the event loop was late by {_milliseconds(self.lag)}"
+
+
+class OrchestratorStatistics(NamedTuple):
+    """What an orchestrator did so far.
+
+    Attributes:
+        slots: trainings that may be alive at a time; those that wait lend theirs.
+        queued: trainings that have not begun.
+        live: trainings that are being made, run, or close.
+        ended: how many ended, by outcome.
+        computed: seconds in which its trainings had the right to compute, all together.
+        devices: how much of each device is taken, by its name.
+        budget: of the whole process: threads of linear algebra, compute tokens, what has been learned.
+        lag: how late the event loop was since the block was opened.
+    """
+
+    slots: int
+    queued: int
+    live: int
+    ended: dict[str, int]
+    computed: float
+    devices: dict[str, float]
+    budget: BudgetStatistics
+    lag: LagStatistics
+
+
+def _milliseconds(lag: LagStatistics) -> str:
+    return f"{lag.p50 * 1e3:.1f} ms (p50), {lag.p99 * 1e3:.1f} ms (p99), {lag.worst * 1e3:.1f} ms (worst)"
 
 
 def _row(what: str, seconds: float, whole: float) -> str:

@@ -65,6 +65,8 @@ class Supervisor:
         self.stuck = False
         self.draining = False
         self.cancelled_at: float | None = None
+        self.left_at: float | None = None
+        """When the thread had left, or was given up (``time.monotonic``)."""
         self._name = name
         self._driver = driver
         self._program = program
@@ -76,7 +78,6 @@ class Supervisor:
         self._cancel = cancel
         self._context = context
         self._limits = control.limits
-        self._left_at = 0.0
         self._released_at = 0.0
         self._feeding: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
@@ -117,7 +118,7 @@ class Supervisor:
             return outcome
         self._start()
         outcome = await self._wait_for_thread()
-        self._left_at = time.monotonic()
+        self.left_at = time.monotonic()
         await self._end_feeds()
         await self._drain()
         await self._end_consumers()
@@ -175,6 +176,7 @@ class Supervisor:
         self.stuck = self._control.closing = True
         self._control.interrupt_with("abandoned", "the run ended without its thread")
         self._dispatcher.silence()
+        self._control.share.leave()  # others compute meanwhile
         history = self._fixed(outcome)
         # What a thread in the middle of an event may still hand over must not come after the closing hooks.
         lost = [f"{len(c.mailbox.queue)} events for {c.name}" for c in self._consumers if c.mailbox.queue]
@@ -229,13 +231,14 @@ class Supervisor:
 
     def _drain_ends(self, consumer: Consumer) -> float | None:
         assert self.outcome is not None
+        assert self.left_at is not None
         if self.stuck:
-            return self._left_at + self._limits.last_words
+            return self.left_at + self._limits.last_words
         if self.cancelled_at is not None:
             return self.cancelled_at + self._limits.grace
         drain = self.outcome.way.drain
         if drain == "grace" or (drain == "grace for the culprit" and consumer.muted):
-            return self._left_at + self._limits.grace
+            return self.left_at + self._limits.grace
         return None
 
     def _give_up_consumer(self, consumer: Consumer, now: float) -> None:

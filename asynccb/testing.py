@@ -55,6 +55,8 @@ class ScriptedModel:
     """
 
     metrics_names = ("loss",)
+    needs_cpu = False
+    """It computes nothing, and takes no turns with other trainings: nobody waits because it waits."""
 
     def __init__(
         self,

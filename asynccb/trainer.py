@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from asynccb.callbacks.backup_and_restore import BackupAndRestore
-from asynccb.callbacks.base import Callback
 from asynccb.callbacks.base_logger import BaseLogger
 from asynccb.callbacks.early_stopping import EarlyStopping
 from asynccb.callbacks.history import History
@@ -18,12 +16,14 @@ from asynccb.callbacks.progbar_logger import ProgbarLogger
 from asynccb.callbacks.swap_ema_weights import SwapEMAWeights
 from asynccb.callbacks.tensorboard import TensorBoard
 from asynccb.callbacks.terminate_on_nan import TerminateOnNaN
+from asynccb.claims import Claim
 from asynccb.engines.thread import ThreadEngine
-from asynccb.errors import ArgumentError
 from asynccb.models.adapt import adapt
+from asynccb.prepared import REPLAY, Prepared, as_list, prepare
 from asynccb.resume import Resume, check_resumable
 from asynccb.run import Run
-from asynccb.training.arguments import check_count, check_fit, check_seconds, recognise
+from asynccb.session import Order
+from asynccb.training.arguments import check_count, recognise
 from asynccb.training.control import Limits
 from asynccb.training.programs import Evaluate, Fit, Predict
 
@@ -31,13 +31,11 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterable, Mapping
 
+    from asynccb.callbacks.base import Callback
     from asynccb.protocols import Engine
     from asynccb.training.programs import Program
 
 __all__ = ["Trainer"]
-
-REPLAY = 4096
-"""Events kept for readers that come late."""
 
 _ADD_NO_KEYS = (
     BackupAndRestore,
@@ -75,9 +73,9 @@ class Trainer:
         self._model = adapt(model)
         self.model = self._model.user_model
         self._seed_drawn = seed is None
-        drawn = np.random.SeedSequence().generate_state(1)[0] if seed is None else seed
+        drawn = secrets.randbits(32) if seed is None else seed
         self.seed = check_count("seed", drawn, least=0)
-        self._engine: Engine = ThreadEngine() if engine is None else engine
+        self._engine = engine
         self._limits = Limits()
         self.last_run: Run | None = None
 
@@ -216,9 +214,13 @@ class Trainer:
         the training thread, and what is refused there is raised by whoever awaits the run, before the first
         batch.
         """
-        asked = check_fit(
+        prepared = prepare(
             x,
             y,
+            callbacks=callbacks,
+            resume=resume,
+            switch_interval=switch_interval,
+            replay=replay,
             batch_size=batch_size,
             epochs=epochs,
             verbose=verbose,
@@ -234,34 +236,44 @@ class Trainer:
             validation_freq=validation_freq,
             stop_after=stop_after,
         )
+        order = self.order(prepared)
+        run = Run(name, order.history, replay=prepared.replay)
+        run.begin(order, Claim(run.name, None, []))
+        self.last_run = run
+        return run
+
+    def order(self, prepared: Prepared, engine: Engine | None = None) -> Order:
+        """What a run of this model is to do. ``engine``: where the trainer has none of its own.
+
+        Raises:
+            ArgumentError: the model is not ready for it, or cannot be resumed where that is asked for.
+        """
+        asked = prepared.fit
         self._model.check_ready(training=True)
         if asked.validation is not None or asked.validation_split:
             self._model.check_ready(training=False)
-        given = _as_list(callbacks)
-        history, ordered = _with_automatic(given, asked.verbose)
-        hooked = [(callback, read_hooks(callback)) for callback in ordered]
+        hooked = _with_automatic(prepared, asked.verbose)
         program = Fit(
             asked,
             self.seed,
             seed_drawn=self._seed_drawn,
             log_keys_open=any(_may_add_keys(*pair) for pair in hooked),
         )
-        backups = [callback for callback in ordered if isinstance(callback, BackupAndRestore)]
-        paths = _resume_paths(resume, backups)
+        backups = [callback for callback, _ in hooked if isinstance(callback, BackupAndRestore)]
+        paths = _resume_paths(prepared.resume, backups)
         if paths or backups:
             check_resumable(self._model, "backups are asked for" if backups else "it is to be resumed")
-        run: Run = self._run(
+        return Order(
+            self._model,
             program,
             hooked,
-            history,
-            name=name,
-            replay=replay,
-            stop_after=asked.stop_after,
-            switch_interval=check_seconds("switch_interval", switch_interval),
-            resume=Resume(self._model, program, paths, backups),
+            prepared.history,
+            self._engine or engine or ThreadEngine(),
+            self._limits,
+            asked.stop_after,
+            prepared.switch_interval,
+            Resume(self._model, program, paths, backups),
         )
-        self.last_run = run
-        return run
 
     async def evaluate(
         self,
@@ -310,52 +322,20 @@ class Trainer:
         return await self._once(program, callbacks)
 
     async def _once(self, program: Program, callbacks: Callback | Iterable[Callback] | None) -> Any:
-        hooked = [(callback, read_hooks(callback)) for callback in _as_list(callbacks)]
-        run = self._run(program, hooked, History(), name=None, replay=1, stop_after=None)
+        hooked = [(callback, read_hooks(callback)) for callback in as_list(callbacks)]
+        order = Order(self._model, program, hooked, History(), self._engine or ThreadEngine(), self._limits)
+        run = Run(None, order.history, replay=1)
+        run.begin(order, Claim(run.name, None, []))
         await run.wait_as_owner()
         return program.result
 
-    def _run(
-        self,
-        program: Program,
-        hooked: list[tuple[Callback, Hooks]],
-        history: History,
-        *,
-        name: str | None,
-        replay: int,
-        stop_after: float | None,
-        switch_interval: float | None = None,
-        resume: Resume | None = None,
-    ) -> Run:
-        return Run(
-            self._model,
-            program,
-            hooked,
-            history,
-            name=name,
-            engine=self._engine,
-            replay=check_count("replay", replay, least=1),
-            limits=self._limits,
-            stop_after=stop_after,
-            switch_interval=switch_interval,
-            resume=resume,
-        )
-
 
 def _resume_paths(resume: Any, backups: list[BackupAndRestore]) -> list[str]:
-    """What to go on from.
-
-    Raises:
-        ArgumentError: neither a path nor False nor None.
-    """
+    """What to go on from."""
     if resume is False:
         return []
     if resume is None:
         return [callback.backup_dir for callback in backups]
-    if not isinstance(resume, (str, os.PathLike)):
-        raise ArgumentError(
-            "resume", resume, "the path of a backup or of a folder of backups, None, or False to begin anew"
-        )
     return [os.path.abspath(os.fspath(resume))]
 
 
@@ -365,30 +345,22 @@ def _data(x: Any, y: Any, sample_weight: Any, batch_size: int | None, steps: int
     return recognise("x", x, y, sample_weight, batch_size=size, steps=count)
 
 
-def _as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
-    if callbacks is None:
-        return []
-    if isinstance(callbacks, (Callback, type)):
-        given = [callbacks]
-    else:
-        try:
-            given = list(callbacks)
-        except TypeError:
-            raise ArgumentError("callbacks", callbacks, "a Callback or a list of them") from None
-    for position, callback in enumerate(given):
-        if any(callback is other for other in given[:position]):
-            raise ArgumentError("callbacks", callback, "each instance once", "Make a second instance")
-    return given  # read_hooks refuses what is no Callback
-
-
-def _with_automatic(given: list[Callback], verbose: int) -> tuple[History, list[Callback]]:
+def _with_automatic(prepared: Prepared, verbose: int) -> list[tuple[Callback, Hooks]]:
     """Keras' order: BaseLogger, the user's, History, ProgbarLogger. One given by the user takes the automatic
     one's place."""
-    means = [c for c in given if isinstance(c, BaseLogger)] or [BaseLogger()]
-    histories = [c for c in given if isinstance(c, History)] or [History()]
-    bars = [c for c in given if isinstance(c, ProgbarLogger)] or ([ProgbarLogger()] if verbose else [])
-    others = [c for c in given if not isinstance(c, (BaseLogger, History, ProgbarLogger))]
-    return histories[0], [*means, *others, *histories, *bars]
+
+    def given(kind: type[Callback]) -> list[tuple[Callback, Hooks]]:
+        return [pair for pair in prepared.hooked if isinstance(pair[0], kind)]
+
+    def made(callback: Callback) -> list[tuple[Callback, Hooks]]:
+        return [(callback, read_hooks(callback))]
+
+    means = given(BaseLogger) or made(BaseLogger())
+    histories = given(History) or made(prepared.history)
+    bars = given(ProgbarLogger) or (made(ProgbarLogger()) if verbose else [])
+    automatic = (BaseLogger, History, ProgbarLogger)
+    others = [pair for pair in prepared.hooked if not isinstance(pair[0], automatic)]
+    return [*means, *others, *histories, *bars]
 
 
 def _may_add_keys(callback: Callback, hooks: Hooks) -> bool:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from asynccb.bus.delivery import Consumer
 from asynccb.bus.dispatch import Dispatcher, Subscriber
 from asynccb.bus.mailbox import Mailbox
-from asynccb.bus.readers import Readers
 from asynccb.bus.wakeup import Wakeup
 from asynccb.driver import Driver
 from asynccb.failures import Failures
+from asynccb.health import watch_loop
 from asynccb.statistics import Phases, RunStatistics
 from asynccb.supervisor import Supervisor
 from asynccb.training.control import Control, Limits
@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from asynccb.bus.delivery import HookFailure
+    from asynccb.bus.readers import Readers
     from asynccb.callbacks.base import Callback
     from asynccb.callbacks.history import History
     from asynccb.callbacks.hooks import Hooks
     from asynccb.ending import Outcome
     from asynccb.errors import CallbackError
-    from asynccb.protocols import Engine, Model, QueueStatistics
-    from asynccb.resume import Resume
+    from asynccb.protocols import Engine, Model, QueueStatistics, Share
+    from asynccb.resume import Resume, Resumed
     from asynccb.training.programs import Program
+    from asynccb.training.snapshot import Snapshot
 
 __all__ = ["Wiring", "tell"]
 
@@ -54,7 +56,9 @@ class Wiring:
         loop: of the run.
         callbacks: in order, each with its hooks.
         history: gets the failures.
-        replay: events kept for readers.
+        readers: of the run's events.
+        join: makes the thread's share of what all trainings of the process compute with; called on it first,
+            with what is to be called when the share has changed.
         equip: gives each callback its run, params and data; called on the training thread.
         fixed: told the outcome when it is fixed, by whoever knows it first; answers the History.
         left: told the final outcome as the last thing on the training thread.
@@ -73,16 +77,19 @@ class Wiring:
         history: History,
         *,
         engine: Engine,
-        replay: int,
+        readers: Readers,
         limits: Limits,
+        join: Callable[[Callable[[], None]], Share],
         equip: Callable[[dict[str, Any]], None],
         fixed: Callable[[Outcome], History],
         left: Callable[[Outcome], None],
         cancel: Callable[[str], None],
         context: Callable[[], contextvars.Context],
     ) -> None:
+        self.model = model
         self._name = name
         self._loop = loop
+        self._resume = resume
         self._loop_thread = threading.get_ident()
         self._feeds = program.feeds
         self._slow_mailbox = limits.slow_mailbox
@@ -90,7 +97,7 @@ class Wiring:
         self.failures = Failures(name, history, self._fail)
         self.wakeup = Wakeup(loop, self._deliver)
         self.control = Control(loop.is_closed, self.wakeup.flush, limits)
-        self.readers = Readers(replay, self._readers_changed)
+        self.readers = readers
         model_asks = getattr(model, "always_asks", False)
         subscribers = [
             self._subscriber(own, callback, hooks, model_asks)
@@ -115,6 +122,7 @@ class Wiring:
             self.control,
             snapshots,
             self.phases,
+            join=lambda: join(self.control.look_up),
             equip=equip,
             # A thread that was given up as stuck has no say any more when it comes back.
             fixed=lambda outcome: history if self.supervisor.stuck else fixed(outcome),
@@ -145,13 +153,44 @@ class Wiring:
             cancel=cancel,
             context=context,
         )
+        self.lag = watch_loop(loop, name)  # behind all that may raise: nobody else would close it
+
+    def take_apart(self) -> None:
+        """Behind the last word of thread and supervisor: the parts let go of each other, so that they go
+        at once. Left to the garbage collector they cost a quarter of the time of many short trainings. What a
+        late call may still come to stays: a wake-up that was on its way, a copy that is released. And all of
+        it stays where a thread or a hook was left to itself, which may come back."""
+        if self.supervisor.stuck or any(consumer.alive for consumer in self.consumers):
+            return
+        self.consumers = []
+        self.driver.let_go()
+        self.dispatcher.let_go()
+        del self.driver, self.dispatcher, self.supervisor, self.control, self.failures, self.wakeup
 
     def poke(self) -> None:
         """Something changed that the supervisor may be waiting for. Legal on any thread."""
         tell(self._loop, self.supervisor.poke)
 
-    def statistics(self, queues: dict[str, QueueStatistics]) -> RunStatistics:
-        """Counts so far. ``queues``: what waits outside of mailboxes."""
+    @property
+    def resumed(self) -> Resumed | None:
+        return None if self._resume is None else self._resume.resumed
+
+    @property
+    def model_waits(self) -> bool:
+        """Whether the model says that it waits for somebody, as doubles of models do."""
+        return bool(getattr(self.model.user_model, "waiting", False))
+
+    def snapshot_now(self, callback: Callback, *, pooled: bool) -> Snapshot:
+        """The model at this very moment, for an inline hook of ``callback``."""
+        if threading.get_ident() != self.driver.ident:
+            raise RuntimeError(
+                f"{type(callback).__name__}.snapshot() is legal in inline (`def`) hooks only; "
+                "elsewhere: `await self.run.snapshot()`"
+            )
+        return self.dispatcher.snapshot(callback, self.driver.capture, pooled=pooled)
+
+    def statistics(self) -> RunStatistics:
+        """Counts so far."""
         return RunStatistics(
             self.dispatcher.taken,
             {s.name: s.mailbox.statistics() for s in self.dispatcher.subscribers},
@@ -160,10 +199,12 @@ class Wiring:
             self.driver.snapshots.made,
             dict(self.dispatcher.clock.spent),
             self.phases.read(),
-            queues,
+            self._queues(),
+            self.control.share.spent,
+            self.lag.statistics(),
         )
 
-    def queues(self) -> dict[str, QueueStatistics]:
+    def _queues(self) -> dict[str, QueueStatistics]:
         """Of all that waits outside of mailboxes. A callback may serve another run after this one."""
         found = {"event streams": self.readers.statistics(), "copies": self.driver.snapshots.statistics()}
         found |= {f"source of {feed.name}": feed.statistics() for feed in self._feeds}
@@ -197,7 +238,8 @@ class Wiring:
     def _moved(self) -> None:
         self.supervisor.moved()
 
-    def _readers_changed(self) -> None:
+    def readers_changed(self) -> None:
+        """The first reader has come, or the last one gone."""
         # A stream may be dropped by the garbage collector, on any thread; tables are made on the loop.
         if threading.get_ident() == self._loop_thread:
             self.dispatcher.rebuild()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +171,15 @@ async def test_the_model_of_an_ended_run_is_free_before_anybody_is_told() -> Non
         await Trainer(model).fit(X, verbose=0)
         await asyncio.gather(Trainer(model).fit(X, verbose=0))
     assert model.steps == 40
+
+
+def test_a_claim_that_nobody_can_let_go_of_any_more_falls_with_its_run() -> None:
+    model = object()
+    claim = Claim("first", model, [])
+    with pytest.raises(ModelBusy):
+        Claim("second", model, [])
+    del claim
+    gc.collect()
+    third = Claim("third", model, [])
+    third.let_go()
+    third.let_go()

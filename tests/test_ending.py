@@ -139,7 +139,7 @@ async def stop_after() -> Scene:
     scene = Scene(ScriptedModel(gated=True))
     run = scene.start(stop_after=datetime.timedelta(seconds=0.2))
     await scene.model.open(1)
-    await until(lambda: run._control.stop_reason is not None)
+    await until(lambda: run._parts.control.stop_reason is not None)
     scene.model.open_for_good()
     assert isinstance(await run, History)
     return scene
@@ -259,7 +259,7 @@ async def test_every_way_out_runs_its_closing_hooks_and_gives_its_outcome(cell: 
     assert cell.outcome == run.state
     assert all(cell.validated == ("val_loss" in logs) for logs in scene.inline.logs)
     scene.model.open_for_good()
-    await until(lambda: not scene.trainer.last_run._claim._objects)
+    await until(lambda: not scene.trainer.last_run._session.claim._objects)
     assert cell.inline == closing(scene.inline)
     assert cell.beside == closing(scene.beside)
     assert (cell.outcome, cell.reason) == (run.outcome, run.reason)
@@ -596,7 +596,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 async def freed(run: Run) -> None:
     """Waits until the thread of the run, however late, has let go of the model."""
-    await until(lambda: run._claim.freed)
+    await until(lambda: run._session.claim.freed)
 
 
 # ---------------------------------------------------------------- the values themselves

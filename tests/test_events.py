@@ -192,7 +192,7 @@ async def test_two_readers_and_a_slow_one_do_not_disturb_each_other_nor_the_trai
 async def test_batch_events_are_built_for_readers_only_while_there_are_some(close: str) -> None:
     model = ScriptedModel(gated=True)
     run = start(model, epochs=100)
-    assert run._dispatcher.emit.batch_begin is None
+    assert run._parts.dispatcher.emit.batch_begin is None
 
     async def read_one() -> None:
         async for event in run:
@@ -201,14 +201,14 @@ async def test_batch_events_are_built_for_readers_only_while_there_are_some(clos
 
     if close == "aclose":
         stream = run.events()
-        assert run._dispatcher.emit.batch_begin is not None
+        assert run._parts.dispatcher.emit.batch_begin is not None
         await stream.aclose()
         await stream.aclose()
         assert await read_all(stream) == []
     else:
         reading = asyncio.create_task(read_one())
         await asyncio.sleep(0)
-        assert run._dispatcher.emit.batch_begin is not None
+        assert run._parts.dispatcher.emit.batch_begin is not None
         await model.open(2)
         if close == "cancelled":
             reading.cancel()
@@ -216,7 +216,7 @@ async def test_batch_events_are_built_for_readers_only_while_there_are_some(clos
         del reading
         gc.collect()
     await settle()
-    assert run._dispatcher.emit.batch_begin is None
+    assert run._parts.dispatcher.emit.batch_begin is None
     run.cancel()
     model.open_for_good()
     with pytest.raises(RunCancelled):

@@ -122,6 +122,54 @@ async def test_a_run_may_be_stopped_from_any_thread() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_pruned_run_ends_behind_the_batch_under_way_without_validation_and_gives_its_history(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder, model = Recorder(), ScriptedModel(gated=True)
+    run = start(model, recorder, epochs=3, validation_data=(X, X))
+    await model.at_gate()
+    run.prune("not promising")
+    model.open_for_good()
+    history = await run
+    assert (run.state, run.outcome, run.reason, run.exception) == ("pruned", "pruned", "not promising", None)
+    assert (history.outcome, history.epoch, model.steps) == ("pruned", [0], 1)
+    assert "on_test_begin" not in recorder.hooks
+    assert "on_exception" not in recorder.hooks
+    assert recorder.hooks[-2:] == ["on_epoch_end", "on_train_end"]
+    assert caplog.records == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("asked", "outcome"),
+    [(["prune", "stop"], "pruned"), (["stop", "prune"], "stopped"), (["prune", "cancel"], "cancelled")],
+)
+async def test_of_a_stop_and_a_pruning_the_first_counts_and_a_cancel_goes_before_both(
+    asked: list[str], outcome: str
+) -> None:
+    model = ScriptedModel(gated=True)
+    run = start(model, epochs=3)
+    await model.at_gate()
+    for how in asked:
+        getattr(run, how)(how)
+    model.open_for_good()
+    await until(lambda: run.ended)
+    assert (run.outcome, run.reason) == (outcome, asked[0] if outcome != "cancelled" else "cancel")
+
+
+@pytest.mark.asyncio
+async def test_a_hook_may_prune_its_own_run() -> None:
+    class Prunes(Callback):
+        async def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 1:
+                self.run.prune("seen enough")
+
+    run = start(ScriptedModel(), Prunes(), epochs=10**6)
+    history = await run
+    assert (run.outcome, history.outcome, history.reason) == ("pruned", "pruned", "seen enough")
+
+
+@pytest.mark.asyncio
 async def test_stopped_while_queued_it_begins_and_ends_without_an_epoch() -> None:
     recorder, model = Recorder(), ScriptedModel()
     run = start(model, recorder)
@@ -532,7 +580,7 @@ async def test_a_cancel_while_a_failed_block_waits_for_its_run_is_not_lost() -> 
             raise LookupError("mine")
 
     task = asyncio.create_task(block())
-    await until(lambda: any(run.reason or run._control.interrupt for run in live_runs()))
+    await until(lambda: any(run.reason or run._parts.control.interrupt for run in live_runs()))
     task.cancel()
     await asyncio.sleep(0)
     model.open_for_good()
@@ -964,3 +1012,20 @@ async def test_what_a_stuck_inline_hook_returns_after_its_run_has_ended_is_close
         if thread.name == f"asynccb {run.name}":
             await asyncio.get_running_loop().run_in_executor(SerialExecutor("joins"), thread.join, 5)
     assert [coroutine.cr_frame for coroutine in made] == [None]
+
+
+@pytest.mark.asyncio
+async def test_the_parts_of_a_run_that_is_over_are_gone_without_the_garbage_collector() -> None:
+    """Beside many short trainings to collect them cost a quarter of their time."""
+    gc.collect()
+    gc.disable()
+    try:
+        run = Trainer(ScriptedModel()).start(X, verbose=0, callbacks=[Recorder()])
+        assert run._parts is not None
+        gone = [weakref.ref(part) for part in (run._parts, run._parts.dispatcher, run._parts.driver)]
+        await run
+        await until(lambda: run._session is not None and run._session.parts is None)
+        await asyncio.sleep(0)
+        assert [part() for part in gone] == [None, None, None]
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ import pytest
 
 from asynccb import Callback, Trainer, statistics
 from asynccb.bus.mailbox import MailboxStatistics
+from asynccb.health import LagStatistics
 from asynccb.protocols import QueueStatistics
 from asynccb.statistics import Phases, RunStatistics
 from asynccb.testing import ScriptedModel
@@ -58,6 +59,8 @@ def test_the_report_says_where_the_time_went_the_dearest_first() -> None:
         inline={"Slow\x1b[2J": 1.0, "Quick": 0.1},
         seconds={"batches": 6.0, "drain": 2.0},
         queues={"Tells: posts": QueueStatistics(256, "drop_oldest", 5, 9)},
+        computed=5.0,
+        lag=LagStatistics(0.001, 0.0125, 0.3, 100),
     )
     assert stats.report().splitlines() == [
         "phase                                      seconds   share",
@@ -72,11 +75,12 @@ def test_the_report_says_where_the_time_went_the_dearest_first() -> None:
         "queues                                     waiting   bound  when full",
         "Tells: posts                                     5     256  drop_oldest: 9",
         "copies of the model: 4",
+        "the event loop was late by 1.0 ms (p50), 12.5 ms (p99), 300.0 ms (worst)",
     ]
 
 
 def test_a_run_that_took_no_time_has_a_report() -> None:
-    assert "in all" in RunStatistics(0, {}, {}, {}, 0, {}, {}, {}).report()
+    assert "in all" in RunStatistics.nothing().report()
 
 
 @pytest.mark.asyncio

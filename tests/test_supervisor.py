@@ -567,7 +567,7 @@ async def test_a_hook_begun_by_a_file_that_is_announced_after_the_drain_is_bound
 
     async def drain_and_announce(supervisor: Supervisor) -> None:
         await drain(supervisor)
-        run._dispatcher.commit("late.h5", 0)
+        run._parts.dispatcher.commit("late.h5", 0)
 
     drain = Supervisor._drain
     monkeypatch.setattr(Supervisor, "_drain", drain_and_announce)
@@ -801,7 +801,7 @@ async def test_an_async_source_that_swallows_its_cancellation_is_named_and_left(
             raise StopAsyncIteration
 
     run = trainer_of(ScriptedModel()).start(Source(), verbose=0)
-    await until(lambda: run._control.waiting == "feed")
+    await until(lambda: run._parts.control.waiting == "feed")
     run.cancel()
     with pytest.raises(RunCancelled):
         await run

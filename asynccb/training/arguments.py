@@ -179,20 +179,20 @@ def check_fit(
     x: Any,
     y: Any,
     *,
-    batch_size: Any,
-    epochs: Any,
-    verbose: Any,
-    validation_split: Any,
-    validation_data: Any,
-    shuffle: Any,
-    class_weight: Any,
-    sample_weight: Any,
-    initial_epoch: Any,
-    steps_per_epoch: Any,
-    validation_steps: Any,
-    validation_batch_size: Any,
-    validation_freq: Any,
-    stop_after: Any,
+    batch_size: Any = None,
+    epochs: Any = 1,
+    verbose: Any = "auto",
+    validation_split: Any = 0.0,
+    validation_data: Any = None,
+    shuffle: Any = True,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    initial_epoch: Any = 0,
+    steps_per_epoch: Any = None,
+    validation_steps: Any = None,
+    validation_batch_size: Any = None,
+    validation_freq: Any = 1,
+    stop_after: Any = None,
 ) -> FitArguments:
     """Checks the arguments of ``fit``; they are Keras' and documented at :meth:`asynccb.Trainer.fit`.
 
@@ -371,6 +371,8 @@ def _convert(data: Any) -> Any:
 def _leaves(data: Any) -> list[np.ndarray[Any, Any]]:
     if data is None:
         return []
+    if isinstance(data, np.ndarray):
+        return [data]
     if isinstance(data, Mapping):
         return [leaf for part in data.values() for leaf in _leaves(part)]
     if isinstance(data, (list, tuple)):

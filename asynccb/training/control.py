@@ -16,12 +16,18 @@ the thread waits for         ended by
 ``train begin`` awaitables   the consumers, cancel, loop gone
 ``feed``                     the async source's task, stop, cancel, loop gone
 ``pause``                    resume, stop, cancel, loop gone
+``compute token``            its turn, cancel, loop gone
 ``pool``: room for a copy    a writer's release, cancel, loop gone
 ``gate``: a segment copied   the copier, which waits for nobody
 ===========================  ======================================================================
 
+Before it blocks the thread gives its compute token back, and takes one again afterwards: kept, two trainings
+that wait for each other would never end. A wait for the token itself raises nothing: whoever was cancelled
+meanwhile goes on without one, to the next place where it may leave.
+
 In the first five snapshots are served: a lockstep hook that awaits ``run.snapshot()`` would else wait for the
-thread that waits for the hook. In a pause resume units are cut too. In the last two the thread is inside of a
+thread that waits for the hook; and in a wait for the token, unless it follows one of the last two. In a pause
+resume units are cut too. In the last two the thread is inside of a
 hook or of a batch, where a copy would be of no defined moment.
 """
 
@@ -37,16 +43,19 @@ from asynccb.errors import TornState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from asynccb.protocols import Share
     from asynccb.training.snapshot import Snapshot
 
-__all__ = ["FLAGGED", "Control", "Interrupt", "Limits", "Reason"]
+__all__ = ["FLAGGED", "STUCK", "TORN", "Control", "Interrupt", "Limits", "NoShare", "Reason", "StopKind"]
 
-Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause", "pool", "gate"]
+Reason = Literal["mailbox", "lockstep", "train begin", "feed", "pause", "compute token", "pool", "gate"]
 _BETWEEN_BATCHES = frozenset({"feed", "pause"})
 Cause = Literal["cancelled", "failed", "loop gone", "abandoned"]
+StopKind = Literal["stopped", "pruned"]
 
 
 FLAGGED = "model.stop_training was set"
+TORN = "the model raised inside a batch, so its weights may be half updated"
 STUCK = "the training thread did not come back, so the weights may be half updated"
 
 
@@ -86,6 +95,23 @@ class SnapshotRequest(NamedTuple):
     refuse: Callable[[BaseException], None]
 
 
+class NoShare:
+    """Of a thread that takes no turns."""
+
+    contended = False
+    granted = True
+    spent = 0.0
+    weight = 1.0
+
+    def request(self) -> None:
+        """It may always compute."""
+
+    give_back = leave = look_at_others = request
+
+    def batch_done(self) -> bool:
+        return False
+
+
 class Control:
     """Requests to one training thread, and its waits.
 
@@ -102,10 +128,15 @@ class Control:
         self.limits = limits
         self.attention = False
         self.stop_reason: str | None = None
+        self.stop_kind: StopKind = "stopped"
+        self.share: Share = NoShare()
+        """The right to compute, of the process's budget."""
         self.interrupt: Interrupt | None = None
         self.interrupted_at = 0.0
         self.pause_wanted = False
         self.waiting: Reason | None = None
+        self.blocked_at: float | None = None
+        """Since when it waits for something else than its turn to compute (``time.monotonic``)."""
         self.parked = False
         self.closing = False
         self.torn = False
@@ -128,11 +159,11 @@ class Control:
 
     # From any thread ----------------------------------------------------------------------------------------
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, kind: StopKind = "stopped") -> None:
         """Ends the training after the batch under way. The first reason wins."""
         with self._changed:
             if self.stop_reason is None:
-                self.stop_reason = reason
+                self.stop_reason, self.stop_kind = reason, kind
             self._changed.notify_all()
 
     def interrupt_with(self, cause: Cause, reason: str, error: BaseException | None = None) -> bool:
@@ -191,6 +222,17 @@ class Control:
         if predicate is not None and predicate():
             with self._changed:
                 self._changed.notify_all()
+
+    def take_turns(self, share: Share) -> None:
+        """From now on the thread computes only with a token of ``share``, and waits for its first. Called on
+        the training thread."""
+        self.share = share
+        self._take_turn(serve=True)
+
+    def look_up(self) -> None:
+        """Something about the share has changed. Legal on any thread."""
+        self.attention = True
+        self.nudge()
 
     @property
     def resting(self) -> bool:
@@ -251,37 +293,77 @@ class Control:
         """
         if (self.closing and not unending) or predicate():
             return True
+        # Kept while it is blocked, the token would keep from computing whoever this thread waits for.
+        gave = self.share.granted
+        if gave:
+            self.share.give_back()
+        serve = serve and not unending
+        came_true = self._block(
+            reason, predicate, stop_ends=stop_ends, serve=serve, complain=complain, after=complain_after
+        )
+        if gave:
+            self._take_turn(serve=serve)
+        return came_true
+
+    def _take_turn(self, *, serve: bool) -> None:
+        share = self.share
+        share.request()
+        if not (share.granted or self.closing):
+            self._block("compute token", lambda: share.granted or self._must_leave(), serve=serve)
+        if not share.granted:
+            share.give_back()  # it does not wait any more
+
+    def _must_leave(self) -> bool:
+        return self.interrupt is not None or self._loop_is_closed()
+
+    def _block(
+        self,
+        reason: Reason,
+        predicate: Callable[[], bool],
+        *,
+        stop_ends: bool = False,
+        serve: bool,
+        complain: Callable[[float], None] | None = None,
+        after: float = float("inf"),
+    ) -> bool:
         started = time.monotonic()
+        raises = reason not in ("gate", "compute token")
         # A copy may be completed inside of another wait.
         outer = self.waiting, self._stop_ends, self._predicate
         self.waiting = reason
         self._stop_ends = stop_ends
         self._predicate = predicate
+        if reason != "compute token" and self.blocked_at is None:
+            self.blocked_at = started
         self.waits[reason] += 1
-        if not unending:
+        if reason != "gate":
             self._entering_wait()
         try:
             while True:
-                if serve and not unending:
+                if serve:
                     self._serve_snapshots()
                 with self._changed:
                     if predicate():
                         return True
                     if reason in _BETWEEN_BATCHES:
                         self._leave_between()
-                    elif not unending:
+                    elif raises:
                         self._raise_interrupt()
                     if stop_ends and (self.stop_reason is not None or self.flagged()):
                         return False
-                    if not self._requests or unending or not serve:
+                    if not (serve and self._requests):
                         self._changed.wait(self.limits.poll)
-                if self._loop_is_closed() and not unending:
+                if reason == "compute token":
+                    self.share.look_at_others()
+                if raises and self._loop_is_closed():
                     self._loop_gone()
-                if complain is not None and time.monotonic() - started >= complain_after:
+                if complain is not None and time.monotonic() - started >= after:
                     complain(time.monotonic() - started)
                     complain = None
         finally:
             self.waiting, self._stop_ends, self._predicate = outer
+            if self.waiting is None:
+                self.blocked_at = None
             self.waited[reason] += time.monotonic() - started
 
     def leave(self) -> None:
@@ -305,7 +387,9 @@ class Control:
         self.attention = False
         self._leave_between()
         self._serve_snapshots()
-        self._cut()
+        if self._unit_wanted:
+            self._cut()
+        self._let_others_compute()
         if self.pause_wanted:
             self.parked = True
             try:
@@ -316,6 +400,14 @@ class Control:
                     self._cut()
             finally:
                 self.parked = False
+
+    def _let_others_compute(self) -> None:
+        share = self.share
+        if share.contended:
+            self.attention = True  # its slice is looked at behind each batch
+            if share.batch_done():
+                share.give_back()
+                self._take_turn(serve=True)
 
     def _cut(self) -> None:
         self._unit_wanted = False  # lowered first, as above
@@ -332,7 +424,7 @@ class Control:
             asked, self._requests = self._requests, deque()
         try:
             if self.torn or self.capture is None:
-                raise TornState("the model raised inside a batch, so its weights may be half updated")
+                raise TornState(TORN)
             snapshot = self.capture()
         except BaseException as error:  # whatever the model raised: who asked must not wait for ever
             for request in asked:

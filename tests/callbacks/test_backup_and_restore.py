@@ -520,7 +520,7 @@ async def test_one_that_never_reports_fails_the_backup_by_name_and_the_one_befor
     trainer = Trainer(ScriptedModel(), seed=1)
     trainer._limits = trainer._limits._replace(unit=0.05)
     run = trainer.start(X, batch_size=1, verbose=0, callbacks=[count, BackupAndRestore(tmp_path, 3)])
-    while not run._failures.errors:  # noqa: ASYNC110  a thread brings it about
+    while not run._parts.failures.errors:  # noqa: ASYNC110  a thread brings it about
         await asyncio.sleep(0.001)
     gate.set()
     with pytest.raises(CallbackError) as raised:

@@ -91,7 +91,7 @@ class Scene:
 
     async def errors(self) -> list[Any]:
         """What each waiter got, once the run has ended."""
-        await self.run._ended.wait()
+        await self.run._end._came.wait()
         return await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
@@ -109,7 +109,7 @@ async def at_a_flush(scene: Scene) -> None:
 
 
 async def at_the_end(scene: Scene) -> None:
-    await scene.run._ended.wait()
+    await scene.run._end._came.wait()
 
 
 async def cancelled_after_it(scene: Scene) -> None:
@@ -175,7 +175,7 @@ async def test_an_error_in_the_drain_of_a_cancelled_training_is_told_to_everybod
         return await run
 
     tasks = [asyncio.create_task(wait()) for _ in range(waiters)]
-    await run._ended.wait()
+    await run._end._came.wait()
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     words = f"{sink}.on_epoch_end of epoch {FAILS - 1} raised: "
     for error in errors:

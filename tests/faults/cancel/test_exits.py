@@ -228,7 +228,7 @@ PROGRAMS = {
             trainer = Trainer(model)
             trainer._limits = Limits(grace=0.3, last_words=0.3, poll=0.01)
             run = trainer.start(Source(), verbose=0, callbacks=[Says()])
-            while run._control.waiting != "feed":
+            while run._parts.control.waiting != "feed":
                 await asyncio.sleep(0.001)
             await under_way(run, 0)
         asyncio.run(main())

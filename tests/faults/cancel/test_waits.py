@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from asynccb import Callback, CallbackError, Run, RunCancelled, Trainer
+from asynccb.budget import budget, cpu_budget
+from asynccb.budget.blocked import Pulse
 from asynccb.callbacks import ModelCheckpoint
 from asynccb.run import live_runs
 from asynccb.testing import Recorder, ScriptedModel, settle
 from asynccb.training.control import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 EPOCHS = 4
@@ -70,6 +72,20 @@ class Fails(Callback):
             raise OSError("told to")
 
 
+class Computes(ScriptedModel):
+    """Takes turns with others."""
+
+    needs_cpu = True
+
+
+@pytest.fixture(autouse=True)
+def _one_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Who holds it keeps it, though the test that does computes nothing."""
+    monkeypatch.setattr(Pulse, "is_blocked", lambda pulse, seen_at: False)
+    with cpu_budget(tokens=1):
+        yield
+
+
 class Scene:
     """A run whose thread waits for ``reason``, and what makes that come true."""
 
@@ -86,15 +102,18 @@ class Scene:
             writer = HeldWriter(folder)
             callbacks.append(writer)
             self.fulfil = writer.disk.set
+        elif reason == "compute token":
+            self.holder = budget().join(lambda: None)
+            self.fulfil = self.holder.leave
         elif reason != "pause":
             held = {"mailbox": Slow, "lockstep": Lockstep, "train begin": Opens}[reason]()
             callbacks.append(held)
             self.fulfil = held.gate.set
-        trainer = Trainer(ScriptedModel())
+        trainer = Trainer(Computes() if reason == "compute token" else ScriptedModel())
         trainer._limits = Limits(grace=0.05, last_words=0.05, poll=0.01)
         shape: dict[str, Any] = {"steps_per_epoch": 2} if reason == "feed" else {"batch_size": 1}
         self.run: Run = trainer.start(data, epochs=EPOCHS, verbose=0, callbacks=callbacks, **shape)
-        if reason == "pause":
+        if reason in ("pause", "compute token"):
             self.run.pause()
 
     async def source(self) -> AsyncIterator[Any]:
@@ -105,9 +124,19 @@ class Scene:
 
     async def reached(self) -> None:
         async with asyncio.timeout(PATIENT):
+            if (
+                self.reason == "compute token"
+            ):  # in the midst of the training: it gives its own back in a pause
+                await self._waits_for("pause")
+                self.holder.request()
+                assert self.holder.granted
+                self.run.resume()
+            await self._waits_for(self.reason)
+
+    async def _waits_for(self, reason: str) -> None:
+        await settle()
+        while self.run._parts.control.waiting != reason:
             await settle()
-            while self.run._control.waiting != self.reason:
-                await settle()
 
     async def ended(self) -> BaseException | None:
         """What the run raises; it ends in time."""
@@ -121,13 +150,13 @@ class Scene:
     async def freed(self) -> None:
         self.fulfil()  # also the disk of a save that nobody waits for any more
         async with asyncio.timeout(PATIENT):
-            while not self.run._claim.freed or any(  # noqa: ASYNC110  # threads come
+            while not self.run._session.claim.freed or any(  # noqa: ASYNC110  # threads come
                 thread.name.startswith("asynccb") for thread in threading.enumerate()
             ):
                 await asyncio.sleep(0.001)
 
 
-REASONS = ["mailbox", "lockstep", "train begin", "feed", "pause", "pool"]
+REASONS = ["mailbox", "lockstep", "train begin", "feed", "pause", "compute token", "pool"]
 STOP_ENDS = {"feed", "pause"}
 
 
@@ -154,7 +183,7 @@ async def test_a_stop_ends_the_waits_for_data_and_for_a_resume_and_leaves_the_ot
     scene.run.stop("enough")
     if reason not in STOP_ENDS:
         await asyncio.sleep(0.05)
-        assert scene.run._control.waiting == reason
+        assert scene.run._parts.control.waiting == reason
         scene.fulfil()
     assert await scene.ended() is None
     assert scene.run.outcome == "stopped"
@@ -183,7 +212,7 @@ async def test_a_failure_beside_ends_every_wait(reason: str, tmp_path: Path) -> 
     await scene.reached()
     step = scene.run.step
     scene.run.announce_saved("fail", 0)
-    while scene.run._outcome is None:  # noqa: ASYNC110  # a thread comes
+    while scene.run._end.outcome is None:  # noqa: ASYNC110  # a thread comes
         await asyncio.sleep(0.001)
     scene.fulfil()  # the hooks of the others have all the time
     assert isinstance(await scene.ended(), CallbackError)
@@ -209,7 +238,7 @@ async def test_a_copy_is_made_in_every_wait_but_the_one_inside_of_a_hook_and_the
         snapshot = await asked
     assert set(snapshot.arrays["weights"]) == {float(snapshot.step)}
     if reason != "pool":
-        assert scene.run._control.waiting == reason
+        assert scene.run._parts.control.waiting == reason
     scene.run.cancel()
     await scene.ended()
     await scene.freed()
@@ -221,7 +250,7 @@ async def test_a_flush_in_every_wait_ends_with_a_cancel_at_the_latest(reason: st
     scene = Scene(reason, tmp_path)
     await scene.reached()
     flushed = asyncio.create_task(scene.run.flush())
-    if reason in ("feed", "pause"):  # nobody's hook is under way
+    if reason in ("feed", "pause", "compute token"):  # nobody's hook is under way
         async with asyncio.timeout(PATIENT):
             await flushed
     else:
@@ -257,9 +286,10 @@ def test_a_loop_that_is_closed_ends_every_wait(reason: str, tmp_path: Path) -> N
         join(f"asynccb {scene.run.name}")
         assert scene.run.outcome == "cancelled"
         assert live_runs() == []
-        if reason == "pool":
+        if reason in ("pool", "compute token"):
             scene.fulfil()
             join("asynccb checkpoint")
+        assert budget()._shares == {}
         del scene
         gc.collect()
     finally:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from asynccb import health
 from asynccb.run import live_runs
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ class Clock:
     def somebody_works(self) -> bool:
         """Whether a thread of ours is neither asleep nor waits for the loop. A copier waits for a copy, and
         the training waits for it at the gate."""
-        resting = {run._driver.ident for run in live_runs() if run._control.resting}
+        resting = {
+            run._parts.driver.ident for run in live_runs() if run._parts and run._parts.control.resting
+        }
         return any(
             thread.name.startswith("asynccb")
             and not thread.name.endswith("copier")
@@ -119,6 +122,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def _patched(clock: Clock) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", clock.monotonic)
+        patch.setattr(health, "PERIOD", 1e9)  # its timer goes by real time, and would come a million times
         patch.setattr(time, "time", clock.date)
         yield
 
