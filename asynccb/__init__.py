@@ -2,7 +2,9 @@
 
 ::
 
-    trainer ── run ── supervisor ── driver ── ending    owns one training: its task, its thread, its end
+            orchestrator ── budget                      many trainings · what is process-wide
+                 │
+    trainer ── run ── session ── driver ── ending       owns one training: its task, its thread, its end
        ┌─────────┼──────────────────┐
     engines     bus            callbacks/*              who drives · who delivers · who reacts
        │      dispatch, mailbox,    │
@@ -38,12 +40,14 @@ from asynccb.errors import (
     ModelBusy,
     ModelError,
     NotStarted,
+    OrchestratorClosed,
     ResumeRefused,
     RunCancelled,
     SelfWait,
     TornState,
 )
 from asynccb.events import Gap
+from asynccb.orchestrator import Orchestrator
 from asynccb.resume import Resumed
 from asynccb.run import Run
 from asynccb.trainer import Trainer
@@ -68,6 +72,8 @@ __all__ = [
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "Orchestrator",
+    "OrchestratorClosed",
     "ResumeRefused",
     "Resumed",
     "Run",

@@ -8,6 +8,7 @@
     ├── ModelBusy               (RuntimeError)  the model is in another training
     ├── CallbackBusy            (RuntimeError)  the callback is in another training
     ├── FolderBusy              (RuntimeError)  another run writes into the folder
+    ├── OrchestratorClosed      (RuntimeError)  it is not open, or takes no more trainings
     ├── SelfWait                (RuntimeError)  a hook waits for its own run
     ├── NotStarted              (RuntimeError)  the run is still queued
     ├── TornState               (RuntimeError)  the model raised inside a batch: half updated weights
@@ -46,6 +47,7 @@ __all__ = [
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "OrchestratorClosed",
     "ResumeRefused",
     "RunCancelled",
     "SelfWait",
@@ -164,6 +166,10 @@ class FolderBusy(AsynccbError, RuntimeError):
             f"{self.folder} is in use by {who}. Wait until it has ended, or choose a folder of this run's own"
         )
         return f"{text}. {self.fix}" if self.fix else text
+
+
+class OrchestratorClosed(AsynccbError, RuntimeError):
+    """An orchestrator takes trainings inside of its block, and only as long as they are not cancelled."""
 
 
 class SelfWait(AsynccbError, RuntimeError):

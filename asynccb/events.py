@@ -45,6 +45,8 @@ __all__ = [
     "PredictBatchEnd",
     "PredictBegin",
     "PredictEnd",
+    "RunChanged",
+    "RunEvent",
     "TestBatchBegin",
     "TestBatchEnd",
     "TestBegin",
@@ -292,3 +294,23 @@ class CheckpointSaved(_Saved, Event):
 
     __slots__ = ()
     hook = "on_checkpoint_saved"
+
+
+class RunChanged(NamedTuple):
+    """A run of an orchestrator has come into another state: ``"queued"``, ``"running"``, or its outcome."""
+
+    state: str
+
+
+class RunEvent(NamedTuple):
+    """One event in the stream of an orchestrator.
+
+    Attributes:
+        seq: numbers the events of the orchestrator from 0.
+        run: the name of the run.
+        event: of that run, with its own ``seq``; a :class:`Gap` in its numbers; or a :class:`RunChanged`.
+    """
+
+    seq: int
+    run: str
+    event: Event | Gap | RunChanged

@@ -18,9 +18,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 
 # ---------------------------------------------------------------- the picture
 #
-#     cli                                              guests: the command line
-#      |
-#     trainer ── run ── supervisor, driver ── ending    owns one training, its tasks, its thread, its end
+#     cli          orchestrator ── admission            guests: the command line, many runs
+#      |             |
+#     trainer ── run ── session ── supervisor, driver   owns one training, its tasks, its thread, its end
 #      |          |        |
 #     models   engines    bus ─────────┐                who drives · who delivers
 #      |          |        |           |
@@ -28,16 +28,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asynccb"
 #      |          |        |           |
 #      └──────────┼────────┼────── storage              atomic files, HDF5
 #                 |        |           |
-#         protocols · events · errors · text            the ground floor
+#         protocols · events · errors · text · signatures    the ground floor
 #
 # A line for each room, from bottom to top: what it may import besides itself. `a.b` is one module of a room.
 
-GROUND = ["errors", "events", "protocols", "text"]
+GROUND = ["errors", "events", "protocols", "signatures", "text"]
 PARTS = [*GROUND, "storage", "callbacks", "training", "bus", "engines"]
 
 MAY_IMPORT: dict[str, list[str]] = {
     # the ground floor
     "errors": [],
+    "signatures": [],
     "text": ["errors"],
     "events": ["errors"],
     "protocols": ["errors", "events"],
@@ -46,23 +47,47 @@ MAY_IMPORT: dict[str, list[str]] = {
     "models": [*GROUND, "storage"],
     "callbacks": [*GROUND, "storage"],
     "budget": GROUND,
+    "health": GROUND,
     # one training, in parts
     "training": [*GROUND, "callbacks.base"],
     "bus": [*GROUND, "callbacks.base", "callbacks.hooks", "training.control"],
     "engines": GROUND,
     # one training, as a whole
     "claims": GROUND,
-    "statistics": [*GROUND, "bus"],
+    "statistics": [*GROUND, "bus", "budget", "health"],
     "failures": [*GROUND, "bus", "callbacks"],
     "ending": [*GROUND, "training.control"],
     "unit": [*GROUND, "callbacks.base", "storage", "training", "bus"],
     "resume": [*GROUND, "callbacks.history", "storage", "budget", "training", "bus", "unit"],
     "driver": [*GROUND, "training", "bus", "ending", "statistics", "unit", "resume"],
     "supervisor": [*GROUND, "bus", "claims", "ending", "driver"],
-    "wiring": [*PARTS, "statistics", "failures", "ending", "resume", "driver", "supervisor"],
-    "run": [*PARTS, "budget", "statistics", "claims", "ending", "resume", "driver", "wiring"],
-    "trainer": [*PARTS, "models", "claims", "ending", "resume", "run"],
+    "wiring": [*PARTS, "health", "statistics", "failures", "ending", "resume", "driver", "supervisor"],
+    "session": [*PARTS, "budget", "claims", "ending", "resume", "driver", "wiring"],
+    "awaited": [*GROUND, "ending"],
+    "run": [*PARTS, "awaited", "budget", "statistics", "claims", "ending", "resume", "session", "wiring"],
+    "prepared": [*GROUND, "callbacks", "training.arguments"],
+    "trainer": [*PARTS, "models", "claims", "ending", "resume", "session", "run", "prepared"],
+    # many of them
+    "all_events": [*GROUND, "bus.readers", "wiring"],
+    "admission": GROUND,
+    "overview": [*GROUND, "callbacks"],
+    "orchestrator": [
+        *PARTS,
+        "budget",
+        "health",
+        "claims",
+        "statistics",
+        "ending",
+        "wiring",
+        "run",
+        "prepared",
+        "trainer",
+        "all_events",
+        "admission",
+        "overview",
+    ],
     # doubles for tests of users, and the guests
+    "integrations": [*GROUND, "storage", "callbacks"],
     "testing": [*PARTS, "run", "trainer"],
     "cli": [*PARTS, "models", "run", "trainer"],
     "__main__": ["cli"],

@@ -25,6 +25,7 @@ from asynccb import (
     ModelBusy,
     ModelError,
     NotStarted,
+    OrchestratorClosed,
     ResumeRefused,
     RunCancelled,
     SelfWait,
@@ -42,6 +43,7 @@ EXAMPLES: list[AsynccbError] = [
     CallbackBusy("CSVLogger already serves run-1"),
     SelfWait("a hook waits for its own run"),
     NotStarted("run-1 is queued"),
+    OrchestratorClosed("the orchestrator is closed"),
     TornState("half updated"),
     ModelError("the training raised StopIteration: 7"),
     CallbackError("CSVLogger#2", "on_epoch_end", 3),
@@ -88,6 +90,7 @@ def test_there_is_an_example_of_every_error() -> None:
         (FolderBusy, RuntimeError),
         (SelfWait, RuntimeError),
         (NotStarted, RuntimeError),
+        (OrchestratorClosed, RuntimeError),
         (TornState, RuntimeError),
     ],
 )

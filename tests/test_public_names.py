@@ -31,6 +31,8 @@ PUBLIC = [
     "ModelBusy",
     "ModelError",
     "NotStarted",
+    "Orchestrator",
+    "OrchestratorClosed",
     "ResumeRefused",
     "Resumed",
     "Run",

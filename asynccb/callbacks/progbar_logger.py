@@ -57,7 +57,7 @@ class ProgbarLogger(Callback):
 
     _display: Display | None = None
     _last_counts: QueueStatistics | None = None
-    _row: Row | None = None
+    _row: Row[Meter] | None = None
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from asynccb.callbacks.progress_bars import Bars
@@ -25,18 +25,34 @@ from asynccb.text import printable
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-    from asynccb.callbacks.progress_meter import Meter
-
-__all__ = ["Display", "Row", "is_terminal", "join"]
+__all__ = ["Display", "Gauge", "Row", "is_terminal", "join"]
 
 LINES = 1024
 """Lines that wait for a stream that does not take them; older ones are lost."""
 
 
-class Row:
+class Gauge(Protocol):
+    """What a row shows; read by the display's thread."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def total(self) -> int | None: ...
+
+    @property
+    def completed(self) -> int: ...
+
+    def status(self) -> str: ...
+
+
+G = TypeVar("G", bound=Gauge)
+
+
+class Row(Generic[G]):
     """One training on a display."""
 
-    def __init__(self, display: Display, name: str, meter: Meter) -> None:
+    def __init__(self, display: Display, name: str, meter: G) -> None:
         self.meter = meter
         self._display = display
         self._name = printable(name)
@@ -69,7 +85,7 @@ class Display:
         self._lines: deque[str] = deque(maxlen=LINES)
         self._lost = 0
         self._users = 0
-        self._rows: dict[Row, None] = {}
+        self._rows: dict[Row[Any], None] = {}
         self._bars: Bars | None = None
 
     def enter(self, stream: Any) -> None:
@@ -81,12 +97,17 @@ class Display:
             self._users += 1
             self.shared = self.shared or self._users > 1
 
-    def show(self, row: Row) -> None:
+    def show(self, row: Row[Any]) -> None:
         """Draws a bar for this training from now on."""
         with self._lock:
             self._rows[row] = None
 
-    def leave(self, row: Row) -> None:
+    def hide(self, row: Row[Any]) -> None:
+        """Draws it no more from the next drawing on."""
+        with self._lock:
+            self._rows.pop(row, None)
+
+    def leave(self, row: Row[Any]) -> None:
         """The training is over. With the last one the bars go, and ``sys.stdout`` comes back."""
         with self._lock:
             self._users -= 1
@@ -144,7 +165,7 @@ class Display:
             # Whatever a drawing library can stumble on, the training is worth more than its picture.
             self._stream.broken = True
 
-    def _write(self, lines: Iterable[str], rows: list[Row]) -> None:
+    def _write(self, lines: Iterable[str], rows: list[Row[Any]]) -> None:
         if rows and self._bars is None:
             out, err = _device(sys.stdout), _device(sys.stderr)
             here = _device(self._stream.stream)

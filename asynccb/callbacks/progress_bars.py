@@ -39,7 +39,7 @@ class Bars:
             redirect_stderr=stderr,
         )
         self._console = self._progress.console
-        self._tasks: dict[Row, Any] = {}
+        self._tasks: dict[Row[Any], Any] = {}
         with self._console:
             self._progress.start()
 
@@ -47,13 +47,13 @@ class Bars:
         """A line that stays, above the bars."""
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def draw(self, rows: Iterable[Row]) -> None:
+    def draw(self, rows: Iterable[Row[Any]]) -> None:
         """Draws these rows and no others."""
         with self._console:
             self._update(list(rows))
             self._progress.refresh()
 
-    def _update(self, rows: list[Row]) -> None:
+    def _update(self, rows: list[Row[Any]]) -> None:
         for row in [row for row in self._tasks if row not in rows]:
             self._progress.remove_task(self._tasks.pop(row))
         for row in rows:

@@ -11,7 +11,7 @@ from asynccb.text import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["Meter", "number"]
+__all__ = ["Meter", "duration", "number", "shown"]
 
 
 class Meter:
@@ -95,14 +95,14 @@ class Meter:
         """``4/10 - ETA: 1s - loss: 1.0000``: the means so far, weighted by the batches' sizes."""
         count = str(self.completed) if self.total is None else f"{self.completed}/{self.total}"
         means = {name: self._sums[name] / size for name in self._metrics if (size := self._sizes[name])}
-        return " - ".join([count, self._time(), *_shown(means.items())])
+        return " - ".join([count, self._time(), *shown(means.items())])
 
     def summary(self, logs: Mapping[str, Any]) -> str:
         """``Epoch 1/20 - 3s - loss: 1.7500 - val_loss: 1.9000``: the epoch's own values, not the means."""
         names: Iterable[str] = self._metrics or (name for name in logs if name not in ("batch", "size"))
         values = [(name, logs[name]) for name in names if name in logs]
         seconds = f"{int(self._clock() - self._began)}s"
-        return " - ".join([self.title, seconds, *_shown(values)])
+        return " - ".join([self.title, seconds, *shown(values)])
 
     def _time(self) -> str:
         spent = self._clock() - self._began
@@ -125,7 +125,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _shown(values: Iterable[tuple[str, Any]]) -> list[str]:
+def shown(values: Iterable[tuple[str, Any]]) -> list[str]:
+    """``loss: 1.7500`` for each value that is a number."""
     return [
         f"{printable(name)}: {number(float(value))}"
         for name, value in values
