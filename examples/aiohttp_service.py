@@ -1,95 +1,70 @@
-"""A web service that trains, and answers all the while.
+"""A web service on aiohttp that trains, and answers all the while.
 
-=================================  ==================================================================
-``POST /trainings``                starts one; JSON ``{"epochs": 20, "rate": 0.1}``, both optional
-``GET /trainings``                 lists them
-``GET /trainings/{name}/events``   server-sent events; a browser that was cut off goes on where it was
-``POST /trainings/{name}/stop``    ends it after the batch under way
-``GET /health``                    ``ok``
-=================================  ==================================================================
+==================================  =================================================================
+``POST /trainings``                 starts one; JSON ``{"epochs": 20, "rate": 0.1}``, both optional
+``GET /trainings``                  lists them
+``GET /trainings/{name}/events``    server-sent events, one for each epoch after ``Last-Event-ID``
+``GET /trainings/{name}/weights``   the model as it is now, a file for ``load_model``
+``POST /trainings/{name}/predict``  digits, with the model as it is now; JSON, rows of 64 numbers
+``POST /trainings/{name}/stop``     ends it after the batch under way, for good
+``GET /health``                     ``ok``, and how late the event loop is
+==================================  =================================================================
 
-Run as a script it serves on a free port, is its own client, and ends.
+    python examples/aiohttp_service.py FOLDER PORT
+
+serves until SIGTERM. Then every training leaves a backup in FOLDER, the event streams end, and the process
+does, within 15 s and with status 0; started again, the trainings go on. Without arguments it serves on a free
+port, tries itself out as a client, and ends. What it trains and how it keeps it stands in ``trainings.py``.
 
 Prints, among others::
 
-    a bad request: epochs=-1: ...
-    started run-1
-    watching: event ... is the end of epoch 0
-    watching: event ... is the end of epoch 1
-    cut off; again with Last-Event-ID: ...
-    watching: event ... is the end of epoch 2
-    health while it trains: ok
-    run-1 stopped: asked over HTTP
-    run-2 cancelled: the service shuts down
+    a bad request: 400, epochs=-1: ...
+    watching: id: 0, id: 1
+    watching: id: 2, id: 3
+    while it trains: {"status": "ok"...}
+    predicted with it: [...]
+    loaded: <Sequential sequential: 2 layers>
+    its last event: event: end
+    stopped: asked over HTTP
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 
-from aiohttp import ClientSession, web
-from sklearn.datasets import load_digits
+from aiohttp import web
+from trainings import Trainings, describe, messages, try_out
 
-from asynccb import Gap, Run, Trainer
-from asynccb.events import EpochEnd, TrainEnd
-from asynccb.models import SGD, Dense, Sequential
-from asynccb.text import strict_json  # a loss may be NaN, which JSON has no word for
+from asynccb import NotStarted, Orchestrator, Run
 
-RUNS = web.AppKey("RUNS", dict[str, Run])
-DIGITS = load_digits()
+TRAININGS = web.AppKey("TRAININGS", Trainings)
 
 routes = web.RouteTableDef()
 
 
 @routes.post("/trainings")
 async def start(request: web.Request) -> web.Response:
-    try:
-        asked = await request.json() if request.can_read_body else {}
-        model = Sequential([Dense(32, activation="relu", input_dim=64), Dense(10, activation="softmax")])
-        model.compile(SGD(asked.get("rate", 0.1)), "sparse_categorical_crossentropy", ["accuracy"])
-        run = Trainer(model).start(
-            DIGITS.data / 16,
-            DIGITS.target,
-            epochs=asked.get("epochs", 20),
-            validation_split=0.2,
-            verbose=0,
-        )
-    except ValueError as error:  # no JSON, or an ArgumentError: which argument it is, and what is allowed
-        raise web.HTTPBadRequest(text=str(error)) from error
-    request.app[RUNS][run.name] = run
-    return web.json_response(describe(run), status=201, dumps=strict_json)
+    asked = await request.json() if request.can_read_body else {}
+    run = await request.app[TRAININGS].start(**asked)
+    return web.Response(text=describe(run), status=201, content_type="application/json")
 
 
 @routes.get("/trainings")
 async def overview(request: web.Request) -> web.Response:
-    return web.json_response([describe(run) for run in request.app[RUNS].values()], dumps=strict_json)
-
-
-@routes.post("/trainings/{name}/stop")
-async def stop(request: web.Request) -> web.Response:
-    run = find(request)
-    run.stop("asked over HTTP")
-    return web.json_response(describe(run), status=202, dumps=strict_json)
+    runs = request.app[TRAININGS].orchestrator.runs.values()
+    return web.Response(text=f"[{', '.join(map(describe, runs))}]", content_type="application/json")
 
 
 @routes.get("/trainings/{name}/events")
 async def watch(request: web.Request) -> web.StreamResponse:
     run = find(request)
-    last = request.headers.get("Last-Event-ID", "")  # a browser sends it of its own accord when it reconnects
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await response.prepare(request)
-    # A slow client never holds the training: what it misses comes as one Gap.
-    async with aclosing(run.events(since=int(last) + 1 if last.isdecimal() else 0)) as events:
-        async for event in events:
-            match event:
-                case EpochEnd(epoch=epoch, logs=logs):
-                    text = f"id: {event.seq}\nevent: epoch\ndata: {strict_json({'epoch': epoch, **logs})}\n\n"
-                case TrainEnd():
-                    text = f"id: {event.seq}\nevent: end\ndata: {strict_json(describe(run))}\n\n"
-                case Gap(missing=missed):
-                    text = f"event: gap\ndata: {missed}\n\n"
-                case _:
-                    continue
+    async with aclosing(messages(run, request.headers.get("Last-Event-ID", ""))) as stream:
+        async for text in stream:
             try:
                 await response.write(text.encode())
             except ConnectionResetError:
@@ -97,103 +72,82 @@ async def watch(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@routes.get("/trainings/{name}/weights")
+async def weights(request: web.Request) -> web.FileResponse:
+    return web.FileResponse(await request.app[TRAININGS].weights(find(request)))
+
+
+@routes.post("/trainings/{name}/predict")
+async def predict(request: web.Request) -> web.Response:
+    return web.json_response(await request.app[TRAININGS].predict(find(request), await request.json()))
+
+
+@routes.post("/trainings/{name}/stop")
+async def stop(request: web.Request) -> web.Response:
+    run = find(request)
+    await request.app[TRAININGS].stop(run)
+    return web.Response(text=describe(run), status=202, content_type="application/json")
+
+
 @routes.get("/health")
 async def health(request: web.Request) -> web.Response:
-    return web.Response(text="ok")
+    return web.json_response(request.app[TRAININGS].health())
 
 
 def find(request: web.Request) -> Run:
-    run = request.app[RUNS].get(request.match_info["name"])
+    run = request.app[TRAININGS].orchestrator.runs.get(request.match_info["name"])
     if run is None:
         raise web.HTTPNotFound(text="no such training")
     return run
 
 
-def describe(run: Run) -> dict[str, object]:
-    return {"name": run.name, "state": run.state, "epoch": run.epoch, "logs": run.logs, "reason": run.reason}
+@web.middleware
+async def refusals(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except NotStarted as error:
+        raise web.HTTPConflict(text=str(error)) from error
+    except (TypeError, ValueError) as error:  # no JSON, or an ArgumentError: which it is, and what is allowed
+        raise web.HTTPBadRequest(text=str(error)) from error
 
 
-async def end_trainings(app: web.Application) -> None:
-    # The server takes no new connections now, and will wait for the open ones: the event streams end
-    # because their trainings do, after every callback has closed its files.
-    for run in app[RUNS].values():
-        run.cancel("the service shuts down")
-    await asyncio.gather(*app[RUNS].values(), return_exceptions=True)
+def build(folder: Path) -> web.Application:
+    async def trains(app: web.Application) -> AsyncIterator[None]:
+        async with Orchestrator() as orchestrator:
+            app[TRAININGS] = Trainings(orchestrator, folder)
+            yield
 
+    async def end(app: web.Application) -> None:
+        # The server takes no new connections now, and will wait for the open ones: the event streams end
+        # because their trainings do.
+        await app[TRAININGS].end()
 
-def build() -> web.Application:
-    app = web.Application()
-    app[RUNS] = {}
+    app = web.Application(middlewares=[refusals])
     app.add_routes(routes)
-    app.on_shutdown.append(end_trainings)
+    app.cleanup_ctx.append(trains)
+    app.on_shutdown.append(end)
     return app
 
 
-# The client
-
-
-async def main() -> None:
-    runner = web.AppRunner(build())
+async def main(folder: Path) -> None:
+    runner = web.AppRunner(build(folder), shutdown_timeout=2)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
     try:
-        async with ClientSession(f"http://{host}:{port}") as client:
-            await use(client)
+        await try_out(f"http://{host}:{port}")
     finally:
         await runner.cleanup()
-    for run in list(runner.app[RUNS].values()):
-        print(f"{run.name} {run.state}: {run.reason}")
-
-
-async def use(client: ClientSession) -> None:
-    async with client.post("/trainings", json={"epochs": -1}) as answer:
-        print(f"a bad request: {await answer.text()}")
-    async with client.post("/trainings", json={"epochs": 100_000}) as answer:
-        name = (await answer.json())["name"]
-        print(f"started {name}")
-
-    last = await follow(client, name, {}, until=1)
-    print(f"cut off; again with Last-Event-ID: {last}")
-    await follow(client, name, {"Last-Event-ID": last}, until=2)
-
-    async with client.get("/health") as answer:
-        print(f"health while it trains: {await answer.text()}")
-    async with client.post(f"/trainings/{name}/stop") as answer:
-        answer.raise_for_status()
-    await follow(client, name, {}, until=100_000)  # to its end
-    async with client.post("/trainings", json={"epochs": 100_000}) as answer:
-        answer.raise_for_status()
-
-
-async def follow(client: ClientSession, name: str, headers: dict[str, str], until: int) -> str:
-    """Reads the events of a training until epoch ``until`` has ended, and answers the last event's id."""
-    last = ""
-    async with client.get(f"/trainings/{name}/events", headers=headers) as stream:
-        async for fields in messages(stream.content):
-            last = fields.get("id", last)
-            if fields["event"] == "end":
-                break
-            if fields["event"] == "epoch":
-                epoch = int(fields["data"].split('"epoch": ')[1].split(",")[0])
-                print(f"watching: event {last} is the end of epoch {epoch}")
-                if epoch == until:
-                    break
-    return last
-
-
-async def messages(lines: AsyncIterable[bytes]) -> AsyncIterator[dict[str, str]]:
-    """Server-sent events, each as a dict of its fields."""
-    fields: dict[str, str] = {}
-    async for line in lines:
-        if line == b"\n":
-            yield fields
-            fields = {}
-        else:
-            name, _, value = line.decode().rstrip("\n").partition(": ")
-            fields[name] = value
+    for run in runner.app[TRAININGS].orchestrator.runs.values():
+        print(f"{run.outcome}: {run.reason}")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    if len(sys.argv) > 1:
+        web.run_app(build(Path(sys.argv[1])), host="127.0.0.1", port=int(sys.argv[2]), shutdown_timeout=2)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            asyncio.run(main(Path(temporary)))
