@@ -1,7 +1,8 @@
 """How all benchmarks of this folder measure, and how they say it.
 
 Each contender (asynccb, a peer, the physical limit) lives in a fresh process of its own, whose number of BLAS
-threads is set before anything is imported, so that no framework's threads or memory stand beside another's.
+threads is set before anything is imported (or left as a user finds it), so that no framework's threads or
+memory stand beside another's.
 The contenders take turns: each is asked once a round, in an order that rotates. What is said is the median
 over the rounds with the least and the most of them, and ratios are taken within a round. One round before the
 first does not count.
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 T = TypeVar("T")
 
-PACKAGES = ("numpy", "h5py", "keras", "jax", "torch", "lightning", "pytorch-ignite", "orbax-checkpoint")
+PACKAGES = (
+    *("numpy", "h5py", "aiohttp", "keras", "jax", "torch", "lightning", "pytorch-ignite", "orbax-checkpoint"),
+    *("joblib", "ray"),
+)
 NEEDED = ("asynccb", "numpy", "h5py")
 
 
@@ -145,38 +149,54 @@ class Contender:
         setup: called in the process; imports what it needs, and answers the function that each call runs. An
             ImportError means that the peer is not installed.
         arguments: of ``setup``.
-        threads: of BLAS, torch and XLA.
+        threads: of BLAS, torch and XLA; None: nothing is set, as where a user has set nothing.
+        children: whether the function starts processes of its own; it has to end them before it returns.
+
+    Attributes:
+        pipe: can be read when there is an answer; for :func:`multiprocessing.connection.wait`.
 
     Raises:
         RuntimeError: from the constructor or a call, with the traceback of the process.
     """
 
-    def __init__(self, name: str, setup: Callable[..., Any], *arguments: Any, threads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        setup: Callable[..., Any],
+        *arguments: Any,
+        threads: int | None = 1,
+        children: bool = False,
+    ) -> None:
         self.name = name
         self.missing: str | None = None
         context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, setup, arguments), daemon=True)
+        self.pipe, other = context.Pipe()
+        # A daemon may have no children.
+        self._process = context.Process(target=_serve, args=(other, setup, arguments), daemon=not children)
         with _environ(environment(threads)):  # a spawned process is born with ours
             self._process.start()
         other.close()
-        self.missing = self._answer()
+        self.missing = self.answer()
 
     def __call__(self, *arguments: Any) -> Any:
-        self._pipe.send(arguments)
-        return self._answer()
+        self.ask(*arguments)
+        return self.answer()
+
+    def ask(self, *arguments: Any) -> None:
+        """Begins a call, whose result :meth:`answer` waits for: several contenders work at once."""
+        self.pipe.send(arguments)
 
     def close(self) -> None:
-        self._pipe.close()
+        self.pipe.close()
         self._process.join(30)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         self._process.close()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
         try:
-            well, answer = self._pipe.recv()
+            well, answer = self.pipe.recv()
         except EOFError:
             self._process.join()
             raise RuntimeError(f"{self.name}: its process died ({self._process.exitcode})") from None
@@ -196,8 +216,15 @@ class Contenders:
         self.missing: list[str] = []
         self._there: dict[str, Contender] = {}
 
-    def add(self, name: str, setup: Callable[..., Any], *arguments: Any, threads: int = 1) -> None:
-        contender = Contender(name, setup, *arguments, threads=threads)
+    def add(
+        self,
+        name: str,
+        setup: Callable[..., Any],
+        *arguments: Any,
+        threads: int | None = 1,
+        children: bool = False,
+    ) -> None:
+        contender = Contender(name, setup, *arguments, threads=threads, children=children)
         if contender.missing is None:
             self._there[name] = contender
         else:
@@ -223,22 +250,25 @@ class Contenders:
             contender.close()
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Variables that numpy's BLAS, torch, JAX and Keras read as they are imported."""
-    one = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false"
+def environment(threads: int | None) -> dict[str, str | None]:
+    """Variables that numpy's BLAS, torch, JAX and Keras read as they are imported; None: not set."""
+    number = None if threads is None else str(threads)
     return {
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
-        "XLA_FLAGS": one,
-        "NPROC": str(threads),  # the size of XLA's pool of threads
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), number),
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else "",
+        "NPROC": number,  # the size of XLA's pool of threads
         "KERAS_BACKEND": "jax",
         "JAX_PLATFORMS": "cpu",
     }
 
 
 @contextmanager
-def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+def _environ(variables: Mapping[str, str | None]) -> Iterator[None]:
     before = dict(os.environ)
-    os.environ.update(variables)
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     try:
         yield
     finally:
@@ -310,6 +340,12 @@ def over(left: Sequence[float], right: Sequence[float]) -> list[float]:
 
 
 # The command line -------------------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def machine() -> str:

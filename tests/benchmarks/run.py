@@ -1,13 +1,14 @@
-"""The benchmarks of the loop, the callbacks and the saves in one go, and one table: figure, spread, target.
+"""The benchmarks of the loop, the callbacks, the saves and of many trainings at once in one go, and one
+table: figure, spread, target.
 
     python tests/benchmarks/run.py [--only NAME ...] [--rounds N] [--quick | --full] [--no-peers]
                                    [--json FILE] [--plot FILE]
 
-A quarter of an hour on two cores, a few minutes with ``--quick``. Peers that are not installed are left out
-and named; for all of them: ``pip install keras jax torch pytorch-ignite lightning orbax-checkpoint
-requests``. Every benchmark can be run by itself too, and three have tables of their own: ``model.py`` (beside
-torch and Keras), ``files.py`` (bytes to disk) and ``records.py`` (TensorBoard and CSV). Keep the machine
-quiet meanwhile; what is to be compared was measured in turns, so quote the ratios, with the spread.
+An hour on two cores, a few minutes with ``--quick``. Peers that are not installed are left out and named; for
+all of them: ``pip install keras jax torch pytorch-ignite lightning orbax-checkpoint requests joblib ray``.
+Every benchmark can be run by itself too, and three have tables of their own: ``model.py`` (beside torch and
+Keras), ``files.py`` (bytes to disk) and ``records.py`` (TensorBoard and CSV). Keep the machine quiet
+meanwhile; what is to be compared was measured in turns, so quote the ratios, with the spread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ if TYPE_CHECKING:
 
     from harness import Figure, Result
 
-BENCHMARKS = ("imports", "overhead", "event_age", "isolation", "whole_fit", "stall", "memory")
+BENCHMARKS = (
+    "imports",
+    "overhead",
+    "event_age",
+    "isolation",
+    "whole_fit",
+    "stall",
+    "memory",
+    "many",
+    "fairness",
+    "queued",
+    "service",
+)
 LEAST, MOST = 0.01, 1_000.0
 """Parts of a target that the plot shows; what lies outside is drawn at its rim."""
 

@@ -104,6 +104,66 @@ def test_a_contender_has_its_own_number_of_threads_and_leaves_ours_alone(harness
     assert dict(os.environ) == before
 
 
+def test_a_contender_as_a_user_has_it_is_told_no_number_of_threads(
+    harness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    contender = harness.Contender("threads", functools.partial, os.getenv, threads=None)
+    try:
+        assert contender("OMP_NUM_THREADS") is None
+    finally:
+        contender.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
+def test_contenders_that_are_asked_before_they_answer_work_at_once(harness: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "met")  # who opens one end of it waits for who opens the other
+    with harness.Contenders() as there:
+        for name, flags in (("reader", os.O_RDONLY), ("writer", os.O_WRONLY)):
+            there.add(name, functools.partial, os.open, tmp_path / "met", flags)
+            there[name].ask()
+        assert all(there[name].answer() > 2 for name in there)
+
+
+def test_jains_index_is_one_for_equal_shares_and_a_part_where_one_has_all(harness: Any) -> None:
+    import fairness
+
+    assert fairness.jain([0.2] * 16) == pytest.approx(1.0)
+    assert fairness.jain([5.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+
+
+def test_turns_of_a_batch_each_are_far_from_fair_where_steps_are_unequal(harness: Any) -> None:
+    import fairness
+
+    assert 1 - fairness.jain(fairness.UNEQUAL) > 0.4  # so that the target of 0.05 says something
+
+
+def test_shares_by_priority_are_measured_against_their_parts(harness: Any) -> None:
+    import fairness
+
+    assert fairness.furthest([1.0, 2.0, 4.0], [1, 2, 4]) == pytest.approx(0.0)
+    # 1.3 of 7.3 is 25 % more than a seventh; of the other two each has 4 % less than its part.
+    assert fairness.furthest([1.3, 2.0, 4.0], [1, 2, 4]) == pytest.approx(24.66, abs=0.01)
+    assert fairness.furthest([1.0, 1.0, 1.0], [1, 2, 4]) == pytest.approx(133.3, abs=0.1)
+
+
+def test_a_percentile_is_a_value_that_so_many_do_not_exceed(harness: Any) -> None:
+    import service
+
+    ordered = [float(number) for number in range(1, 1001)]
+    assert [service.percentile(ordered, part) for part in (0.5, 0.99, 0.999, 1.0)] == [500, 990, 999, 1000]
+    assert service.percentile([7.0], 0.5) == 7.0
+
+
+def test_a_training_that_did_other_work_is_no_contender(harness: Any) -> None:
+    import many
+
+    many._check({"limit": [(1.0, [2.3, 2.3])], "same": [(0.5, [2.3001, 2.3])]})
+    for losses in ([2.3], [2.3, 2.4]):
+        with pytest.raises(RuntimeError, match="quick one did other work"):
+            many._check({"limit": [(1.0, [2.3, 2.3])], "quick one": [(0.1, losses)]})
+
+
 def test_a_peer_that_is_not_installed_is_named_and_one_that_fails_says_why(harness: Any) -> None:
     import importlib
 
@@ -137,5 +197,9 @@ def test_every_benchmark_runs_and_loses_no_event(tmp_path: Path) -> None:
         "asynccb: everything on",
         "gate wait",
         "peak during",
+        "orchestrator / limit",
+        "1 - Jain's index",
+        "a queued training weighs",
+        "p99, orchestrator / processes",
     )
     assert [part for part in wanted if not any(part in what for what in claims)] == []
