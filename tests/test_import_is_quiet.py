@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SLOW = [
     *["torch", "keras", "tensorflow", "jax", "sklearn", "flax"],
-    *["rich", "tensorboardX", "h5py", "aiohttp", "PIL", "pandas"],
+    *["rich", "tensorboardX", "h5py", "aiohttp", "PIL", "pandas", "optuna"],
 ]
 
 PROBE = """
