@@ -190,6 +190,10 @@ class Session:
         self._end_task(parts)
 
     def _end_task(self, parts: Wiring) -> None:
+        if self.parts is None:
+            # The loop was closed under it: the thread has let go of everything, and the collector drops the
+            # task, which never came to its end.
+            return
         if parts.driver.ident is None:  # no thread ever started
             self._free()
         self._free()
