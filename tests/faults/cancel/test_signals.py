@@ -38,6 +38,8 @@ import h5py
 digits = cli._digits()
 cli._digits = lambda: digits
 NUMBERS = signal.SIGINT, signal.SIGTERM
+# Where all this runs in a shell's background Ctrl-C is ignored, and one that comes early would be lost.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def child(folder, epochs):
     os.chdir(folder)
