@@ -463,9 +463,8 @@ class Orchestrator:
         submission = self._names.get(run.name)
         if submission is None or submission.run is not run:
             return
-        if (
-            run.ended
-        ):  # an outcome alone is not the end: what was asked of a queued one may come as late as that
+        # An outcome alone is not the end: what was asked of a queued one may come as late as that.
+        if run.ended:
             self._over(submission)
         elif run.end_asked is not None and submission.state != "begun":
             self._end_early(submission, run.end_asked)

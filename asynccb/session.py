@@ -239,26 +239,27 @@ class Session:
         """The last that happens on the training thread."""
         parts = self.parts
         assert parts is not None
-        stuck = parts.supervisor.stuck
+        supervisor, consumers = parts.supervisor, parts.consumers
+        stuck = supervisor.stuck
         if not stuck:
             self._fix(outcome)
         # Before the loop is told: whoever awaits the run may start the next one on this model at once.
         self._free()
         if stuck:
-            for consumer in parts.consumers:
+            for consumer in consumers:
                 if consumer.mailbox.closed:  # what the last hook of this thread handed over
                     _discard(consumer.mailbox)
             return
         try:
-            self._loop.call_soon_threadsafe(parts.supervisor.thread_left, outcome)
+            self._loop.call_soon_threadsafe(supervisor.thread_left, outcome)
         except RuntimeError:
-            left = [f"{c.name}: {len(c.mailbox.queue)} events" for c in parts.consumers if c.mailbox.queue]
+            left = [f"{c.name}: {len(c.mailbox.queue)} events" for c in consumers if c.mailbox.queue]
             logger.error(
                 "%s: the event loop was closed during the training; not delivered: %s",
                 self._run.name,
                 ", ".join(left) or "nothing",
             )
-            for consumer in parts.consumers:
+            for consumer in consumers:
                 _discard(consumer.mailbox)
             parts.lag.close()
             self._run.over()

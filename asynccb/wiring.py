@@ -87,15 +87,14 @@ class Wiring:
         context: Callable[[], contextvars.Context],
     ) -> None:
         self.model = model
-        self._name = name
         self._loop = loop
         self._resume = resume
         self._loop_thread = threading.get_ident()
         self._feeds = program.feeds
-        self._slow_mailbox = limits.slow_mailbox
+        self._joints = joints = _Joints(name, readers, limits.slow_mailbox)
         self.phases = Phases("queued")
-        self.failures = Failures(name, history, self._fail)
-        self.wakeup = Wakeup(loop, self._deliver)
+        self.failures = Failures(name, history, joints.fail)
+        self.wakeup = Wakeup(loop, joints.deliver)
         self.control = Control(loop.is_closed, self.wakeup.flush, limits)
         self.readers = readers
         model_asks = getattr(model, "always_asks", False)
@@ -111,7 +110,7 @@ class Wiring:
             self.control,
             snapshots.gate,
             failed=self.failures.inline,
-            warn=self._warn_lockstep,
+            warn=joints.warn_lockstep,
             phase=self.phases.enter,
         )
         self.driver = Driver(
@@ -122,10 +121,10 @@ class Wiring:
             self.control,
             snapshots,
             self.phases,
-            join=lambda: join(self.control.look_up),
+            join=functools.partial(join, self.control.look_up),
             equip=equip,
             # A thread that was given up as stuck has no say any more when it comes back.
-            fixed=lambda outcome: history if self.supervisor.stuck else fixed(outcome),
+            fixed=lambda outcome: history if joints.supervisor.stuck else fixed(outcome),
             left=left,
         )
         self.consumers = [
@@ -133,8 +132,8 @@ class Wiring:
                 subscriber.name,
                 subscriber.mailbox,
                 subscriber.beside,
-                failed=functools.partial(self._beside_failed, subscriber),
-                moved=self._moved,
+                failed=functools.partial(joints.beside_failed, subscriber),
+                moved=joints.moved,
                 cancelled=cancel,
                 closing=frozenset({"on_exception", program.closing.hook}),
                 died=functools.partial(self.failures.died, subscriber.name),
@@ -153,19 +152,22 @@ class Wiring:
             cancel=cancel,
             context=context,
         )
+        joints.consumers, joints.supervisor, joints.control = self.consumers, self.supervisor, self.control
+        joints.dispatcher, joints.failures = self.dispatcher, self.failures
         self.lag = watch_loop(loop, name)  # behind all that may raise: nobody else would close it
 
     def take_apart(self) -> None:
-        """Behind the last word of thread and supervisor: the parts let go of each other, so that they go
-        at once. Left to the garbage collector they cost a quarter of the time of many short trainings. What a
-        late call may still come to stays: a wake-up that was on its way, a copy that is released. And all of
-        it stays where a thread or a hook was left to itself, which may come back."""
+        """Behind the last word of thread and supervisor: the parts let go of each other, so that they go at
+        once. Left to the garbage collector they cost a quarter of the time of many short trainings.
+
+        What can be read here stays, for whoever reads at this moment on another thread. And nothing is done
+        where a thread or a hook was left to itself, which may come back.
+        """
         if self.supervisor.stuck or any(consumer.alive for consumer in self.consumers):
             return
-        self.consumers = []
+        self._joints.cut()
         self.driver.let_go()
         self.dispatcher.let_go()
-        del self.driver, self.dispatcher, self.supervisor, self.control, self.failures, self.wakeup
 
     def poke(self) -> None:
         """Something changed that the supervisor may be waiting for. Legal on any thread."""
@@ -217,7 +219,7 @@ class Wiring:
         return found
 
     def _subscriber(self, name: str, callback: Callback, hooks: Hooks, model_asks: bool) -> Subscriber:
-        mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._wait_for_room)
+        mailbox = Mailbox(name, callback.overflow, callback.mailbox_size, self._joints.wait_for_room)
         return Subscriber(
             name,
             callback,
@@ -229,15 +231,6 @@ class Wiring:
             model_asks=model_asks,
         )
 
-    def _deliver(self) -> None:
-        for consumer in self.consumers:
-            if consumer.mailbox.queue:
-                consumer.wake()
-        self.readers.wake()
-
-    def _moved(self) -> None:
-        self.supervisor.moved()
-
     def readers_changed(self) -> None:
         """The first reader has come, or the last one gone."""
         # A stream may be dropped by the garbage collector, on any thread; tables are made on the loop.
@@ -246,7 +239,36 @@ class Wiring:
         else:
             tell(self._loop, self.dispatcher.rebuild)
 
-    def _wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
+
+class _Joints:
+    """Who tells whom when something has happened: the only way from the parts of a run back to each other."""
+
+    consumers: list[Consumer]
+    supervisor: Supervisor
+    control: Control
+    dispatcher: Dispatcher
+    failures: Failures
+
+    def __init__(self, name: str, readers: Readers, slow_mailbox: float) -> None:
+        self._name = name
+        self._readers = readers
+        self._slow_mailbox = slow_mailbox
+
+    def cut(self) -> None:
+        """Nobody is left who would tell anything, but for a wake-up that was on its way."""
+        self.consumers = []
+        del self.supervisor, self.control, self.dispatcher, self.failures
+
+    def deliver(self) -> None:
+        for consumer in self.consumers:
+            if consumer.mailbox.queue:
+                consumer.wake()
+        self._readers.wake()
+
+    def moved(self) -> None:
+        self.supervisor.moved()
+
+    def wait_for_room(self, mailbox: Mailbox, has_room: Callable[[], bool]) -> None:
         consumer = next(c for c in self.consumers if c.mailbox is mailbox)
         self.control.wait(
             "mailbox",
@@ -262,16 +284,17 @@ class Wiring:
             complain_after=self._slow_mailbox,
         )
 
-    def _beside_failed(self, subscriber: Subscriber, failure: HookFailure) -> None:
+    def beside_failed(self, subscriber: Subscriber, failure: HookFailure) -> None:
         self.failures.beside(failure, subscriber.callback.on_error)
         if failure.consumer.muted:
             self.dispatcher.mute(subscriber)
 
-    def _fail(self, error: CallbackError) -> None:
+    def fail(self, error: CallbackError) -> None:
+        """Called on the loop, by a consumer."""
         self.control.interrupt_with("failed", str(error), error)
-        self.poke()
+        self.supervisor.poke()
 
-    def _warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
+    def warn_lockstep(self, seconds: float, names: str, hook: str) -> None:
         logger.warning("%s: the training has waited %.0f s for %s.%s", self._name, seconds, names, hook)
 
 

@@ -1022,10 +1022,29 @@ async def test_the_parts_of_a_run_that_is_over_are_gone_without_the_garbage_coll
     try:
         run = Trainer(ScriptedModel()).start(X, verbose=0, callbacks=[Recorder()])
         assert run._parts is not None
-        gone = [weakref.ref(part) for part in (run._parts, run._parts.dispatcher, run._parts.driver)]
+        parts = run._parts.dispatcher, run._parts.driver, run._parts.control, run._parts.supervisor
+        gone = [weakref.ref(part) for part in (run._parts, *parts)]
+        del parts
         await run
         await until(lambda: run._session is not None and run._session.parts is None)
         await asyncio.sleep(0)
-        assert [part() for part in gone] == [None, None, None]
+        assert [part() for part in gone] == [None] * 5
     finally:
         gc.enable()
+
+
+@pytest.mark.asyncio
+async def test_who_reads_on_another_thread_while_a_run_ends_reads_to_the_end() -> None:
+    run = Trainer(ScriptedModel()).start(X, epochs=2, verbose=0)
+    parts = run._parts  # as that thread has got hold of them
+    assert parts is not None
+    await run
+    await until(lambda: run._session is not None and run._session.parts is None)
+    assert (parts.driver.epoch, parts.driver.step, parts.control.parked) == (1, 2, False)
+    assert parts.statistics() == run.stats
+    parts.control.stop("too late")
+    parts.control.pause()
+    parts.poke()
+    parts.readers_changed()
+    await asyncio.sleep(0)
+    assert run.outcome == "completed"

@@ -571,9 +571,11 @@ async def test_a_hook_begun_by_a_file_that_is_announced_after_the_drain_is_bound
 
     drain = Supervisor._drain
     monkeypatch.setattr(Supervisor, "_drain", drain_and_announce)
-    run = trainer_of(ScriptedModel()).start(X, epochs=10**6, verbose=0, callbacks=Hangs())
-    await until(lambda: run.step > 2)
+    model = ScriptedModel(gated=True)  # a thread that spins would make the loop's own work slow
+    run = trainer_of(model).start(X, epochs=10**6, verbose=0, callbacks=Hangs())
+    await model.open(3)
     run.cancel()
+    model.open_for_good()
     async with asyncio.timeout(10):  # it was for ever
         with pytest.raises(RunCancelled):
             await run

@@ -289,6 +289,7 @@ class Budget:
             if share._found and threading.get_ident() == share._thread:
                 put_back_here(share._found)
             self._settle()
+            share._wake = _nothing  # it leads to a training that is over
         for wake in woken:
             wake()
 
@@ -393,6 +394,10 @@ class Budget:
                 switches=scheduler.switches,
                 learned=None if self._learning is None else self._learning.ratio,
             )
+
+
+def _nothing() -> None:
+    """Nobody is to be woken."""
 
 
 RECOUNT = 1.0

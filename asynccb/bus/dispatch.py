@@ -122,7 +122,8 @@ class Dispatcher:
     def let_go(self) -> None:
         """Of what leads back here; nothing is dispatched any more."""
         self._use = lambda table: None
-        del self.emit, self.clock
+        self.clock.let_go()
+        del self.emit
 
     def mute(self, subscriber: Subscriber) -> None:
         """The callback was disabled: from now on its closing hooks are called and no other. Called on the
