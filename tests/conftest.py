@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
     from types import FrameType
 
+# What several test files share lies there; they are no package.
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+
 # The same examples on every host, and no measure of time: a busy host is not a wrong result.
 settings.register_profile(
     "suite", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

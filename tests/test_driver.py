@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from asynccb import (
     ArgumentError,
@@ -23,19 +24,11 @@ from asynccb import (
 )
 from asynccb.testing import Recorder, ScriptedModel
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 X = np.zeros((4, 1))
 
 
 def start(model: Any, *callbacks: Callback, epochs: int = 1, **more: Any) -> Run:
     return Trainer(model).start(X, batch_size=1, epochs=epochs, verbose=0, callbacks=callbacks, **more)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # a thread brings it about
-        await asyncio.sleep(0.001)
 
 
 def trained(snapshot: Snapshot) -> float:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+from waiting import until
 
 from asynccb import Callback, CallbackError, Gap, History, ModelError, Run, RunCancelled, Trainer
 from asynccb.ending import WAYS, Outcome, note_all, of_error, of_return
@@ -587,11 +588,6 @@ async def test_the_first_of_several_beside_errors_in_event_order_is_raised() -> 
     scene.model.open_for_good()
     with pytest.raises(CallbackError, match="early"):
         await run
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # a thread brings it about
-        await asyncio.sleep(0.001)
 
 
 async def freed(run: Run) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import importlib.util
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import loop_time
 import numpy as np
 import pytest
 
@@ -19,10 +18,7 @@ from asynccb.testing import Recorder, ScriptedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_spec = importlib.util.spec_from_file_location("loop_time", Path(__file__).with_name("loop_time.py"))
-loop_time: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(loop_time)
+    from pathlib import Path
 
 COMPUTES = """
 async def task(compute, seconds):

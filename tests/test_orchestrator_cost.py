@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import tracemalloc
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import loop_time
 import numpy as np
 import pytest
+from waiting import until
 
 from asynccb import Orchestrator, Run, Trainer
 from asynccb.models import Dense, Sequential
@@ -19,10 +19,6 @@ from asynccb.testing import ScriptedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_spec = importlib.util.spec_from_file_location("loop_time", Path(__file__).with_name("loop_time.py"))
-loop_time: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(loop_time)
 
 X = np.zeros((1, 1))
 MOST = 0.002
@@ -33,12 +29,6 @@ RECORD = 4096
 
 def make() -> Trainer:
     return Trainer(ScriptedModel())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 class Line:

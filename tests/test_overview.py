@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import io
 import re
 import sys
 import termios
 from contextlib import asynccontextmanager, redirect_stdout
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from terminal import Terminal
 
 from asynccb import ArgumentError, Orchestrator, Trainer, overview
 from asynccb.overview import Progress
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from asynccb import Run
-
-_spec = importlib.util.spec_from_file_location("terminal", Path(__file__).with_name("terminal.py"))
-_module: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-Terminal = _module.Terminal
 
 X = np.zeros((4, 1), np.float32)
 

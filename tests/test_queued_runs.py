@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from orchestrated import X, submit
+from waiting import PATIENT, until
 
 from asynccb import (
     Callback,
@@ -32,20 +34,6 @@ from asynccb.training.control import Control
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-
-X = np.zeros((4, 1))
-PATIENT = 10.0
-
-
-def submit(orch: Orchestrator, model: Any = None, *callbacks: Callback, **more: Any) -> Run:
-    trainer = Trainer(ScriptedModel() if model is None else model)
-    return orch.submit(trainer, X, batch_size=1, callbacks=callbacks, **more)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENT):
-        while not condition():  # noqa: ASYNC110  # a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 class OneSlot:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from asynccb import Callback, CallbackError, RunCancelled, Trainer
 from asynccb.callbacks import BackupAndRestore, ModelCheckpoint
@@ -21,7 +22,7 @@ from asynccb.resume import _candidates, _differences, _matched
 from asynccb.testing import Recorder, ScriptedModel, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from asynccb import History
@@ -169,11 +170,6 @@ async def test_one_that_was_stopped_by_the_flag_alone_stays_stopped_however_ofte
         assert "on_train_batch_begin" not in seen.hooks
         assert (again.rows(), again.outcome, again.reason) == (history.rows(), "stopped", history.reason)
         assert all(flag)  # a hook of the partial epoch's end sees what it saw then
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # a thread brings it about
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.asyncio

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from asynccb import Callback, CallbackError, History, ModelError, Run, RunCancelled, SelfWait, Trainer
 from asynccb.run import live_runs
@@ -33,11 +34,6 @@ def fitting(model: ScriptedModel, *callbacks: Callback, epochs: int = 1) -> asyn
     return asyncio.create_task(
         Trainer(model).fit(X, batch_size=1, epochs=epochs, verbose=0, callbacks=callbacks)
     )
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # a thread brings it about
-        await asyncio.sleep(0.001)
 
 
 def depth(error: BaseException | None) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 from asynccb import Callback, CallbackError, ModelError, Run, RunCancelled, Trainer
 from asynccb.callbacks import BackupAndRestore
@@ -87,11 +88,6 @@ def trainer_of(model: ScriptedModel, limits: Limits = SHORT) -> Trainer:
     trainer = Trainer(model)
     trainer._limits = limits
     return trainer
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  # a thread brings it about
-        await asyncio.sleep(0.001)
 
 
 def nothing_left() -> bool:

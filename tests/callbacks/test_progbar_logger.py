@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import importlib.util
 import inspect
 import io
 import itertools
@@ -14,11 +13,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from terminal import Terminal, timeless
 
 from asynccb.callbacks import progbar_logger, progress
 from asynccb.callbacks.progbar_logger import ProgbarLogger
@@ -27,11 +26,7 @@ from asynccb.callbacks.progress_meter import Meter, duration, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_spec = importlib.util.spec_from_file_location("terminal", Path(__file__).parent.with_name("terminal.py"))
-_module: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-Terminal, timeless = _module.Terminal, _module.timeless
+    from pathlib import Path
 
 ARRAYS = {"epochs": 2, "samples": 10, "batch_size": 4, "steps": 3, "metrics": ["loss", "val_loss"]}
 

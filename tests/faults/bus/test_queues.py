@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import until
 
 import asynccb
 from asynccb import Callback, Trainer
@@ -34,7 +35,7 @@ from asynccb.testing import ScriptedModel, ScriptedState, settle
 from asynccb.training.prefetch import AHEAD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from asynccb.run import Run
 
@@ -110,12 +111,6 @@ def slow_records(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
         append(file, records)
 
     monkeypatch.setattr(EventFile, "append", gated)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 def started(*callbacks: Callback, epochs: int = EPOCHS, **more: Any) -> Run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import PATIENT, until
 
 from asynccb import Callback, NotStarted, Orchestrator, OrchestratorClosed, Run, TornState, Trainer
 from asynccb.admission import Devices
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 X = np.zeros((3, 1))
 EPOCHS = 3
 ENDLESS = 10**6
-PATIENT = 20.0
 
 
 class Broken(Exception):
@@ -69,12 +69,6 @@ async def batches() -> AsyncIterator[Any]:
     while True:
         yield X
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENT):
-        while not condition():  # noqa: ASYNC110  # a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 class Submitted:

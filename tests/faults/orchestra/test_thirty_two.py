@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import PATIENT, until
 
 from asynccb import Orchestrator, Run, Trainer
 from asynccb.budget import budget
@@ -17,11 +18,10 @@ from asynccb.run import live_runs
 from asynccb.testing import Recorder, ScriptedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 MANY = 32
 X = np.zeros((4, 1))
-PATIENT = 20.0
 
 
 class Computes(ScriptedModel):
@@ -30,12 +30,6 @@ class Computes(ScriptedModel):
 
 class Failed(Exception):
     pass
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENT):
-        while not condition():  # noqa: ASYNC110  # a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)

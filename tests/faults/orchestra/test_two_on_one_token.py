@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import PATIENT, until
 
 from asynccb import Callback, Orchestrator, Run, RunCancelled, Trainer
 from asynccb.budget import Share, blocked, budget, cpu_budget
@@ -23,19 +24,12 @@ if TYPE_CHECKING:
 
 X = np.zeros((2, 1))
 EPOCHS = 3
-PATIENT = 10.0
 A_WHILE = 0.1
 """Seconds in which a pair that is not stuck has long ended."""
 
 
 class Computes(ScriptedModel):
     needs_cpu = True
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENT):
-        while not condition():  # noqa: ASYNC110  # a thread brings it about
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
