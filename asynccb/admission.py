@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 import math
 import numbers
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,16 @@ class Submission:
         self.number = number
         self.state = "queued"
         self.key = (0.0, number)
+
+    def make(self) -> Any:
+        """Calls the user's function, with the name of the device if it takes an argument."""
+        try:
+            parameters = inspect.signature(self.source).parameters.values()
+        except (TypeError, ValueError):  # built in, and tells nothing
+            return self.source()
+        kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        wanted = any(p.default is p.empty and p.kind in kinds for p in parameters)
+        return self.source(self.run.device) if wanted else self.source()
 
     def forget(self) -> None:
         """What only its beginning needed: the data and the model are the run's now."""

@@ -27,6 +27,7 @@ from asynccb.admission import Devices, Line, Submission
 from asynccb.all_events import AllEvents
 from asynccb.budget import SwitchInterval, Wish, budget, usable_cpus
 from asynccb.claims import Claim
+from asynccb.completed import Completed
 from asynccb.ending import Outcome, of_error
 from asynccb.engines.pool import ThreadPoolEngine
 from asynccb.errors import ArgumentError, OrchestratorClosed, RunCancelled, SelfWait
@@ -147,7 +148,7 @@ class Orchestrator:
         self._cancel_reason = ""
         self._lag: LoopWatch | None = None
         self._news = asyncio.Event()
-        self._watchers: weakref.WeakSet[_Completed] = weakref.WeakSet()
+        self._watchers: weakref.WeakSet[Completed] = weakref.WeakSet()
 
     # The block ----------------------------------------------------------------------------------------------
 
@@ -311,7 +312,11 @@ class Orchestrator:
             SelfWait: iterated in a hook of one of the runs, which would wait for itself.
         """
         self._check_loop()
-        watcher = _Completed(self, self._finished.values())
+        watcher = Completed(
+            self._finished.values(),
+            lambda: self._names,
+            lambda: self._check_waiter("the end of all trainings"),
+        )
         self._watchers.add(watcher)
         return watcher
 
@@ -418,7 +423,7 @@ class Orchestrator:
         made, problem = None, None
         try:
             with budget().threads_here():  # a model that is made with others would be another one
-                made = _call(submission.source, submission.run.device)
+                made = submission.make()
         except BaseException as error:  # a user's function may raise anything; its run says so
             problem = error
         tell(self._loop, self._built, submission, made, problem)
@@ -594,50 +599,11 @@ class Orchestrator:
                 )
 
 
-class _Completed:
-    """The runs that end, for one reader."""
-
-    def __init__(self, orchestrator: Orchestrator, ended: Iterable[Run]) -> None:
-        self._orchestrator = orchestrator
-        self._ended = deque(ended)
-        self._bell = asyncio.Event()
-
-    def add(self, run: Run) -> None:
-        self._ended.append(run)
-        self._bell.set()
-
-    def __aiter__(self) -> _Completed:
-        return self
-
-    async def __anext__(self) -> Run:
-        self._orchestrator._check_waiter("the end of all trainings")
-        while not self._ended:
-            if not self._orchestrator._names:
-                raise StopAsyncIteration
-            self._bell.clear()
-            await self._bell.wait()
-        return self._ended.popleft()
-
-
 def _let_go(wish: Wish, switch_interval: SwitchInterval | None) -> None:
     """Not to be called by the garbage collector: it may come while its thread has one of the locks."""
     wish.withdraw()
     if switch_interval is not None:
         switch_interval.let_go()
-
-
-def _call(make: Callable[..., Any], device: str | None) -> Any:
-    """Calls a user's function, with the name of the device if it takes an argument."""
-    try:
-        parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):  # built in, and tells nothing
-        return make()
-    wanted = [
-        p
-        for p in parameters
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return make(device) if wanted else make()
 
 
 def _check_threads(name: str, threads: Any, cpus: int) -> int | None:

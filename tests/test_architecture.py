@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     # many of them
     "all_events": [*GROUND, "bus.readers", "wiring"],
     "admission": GROUND,
+    "completed": GROUND,
     "overview": [*GROUND, "callbacks"],
     "orchestrator": [
         *PARTS,
@@ -84,6 +85,7 @@ MAY_IMPORT: dict[str, list[str]] = {
         "trainer",
         "all_events",
         "admission",
+        "completed",
         "overview",
     ],
     # doubles for tests of users, and the guests

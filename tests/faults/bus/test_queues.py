@@ -48,7 +48,7 @@ DEQUES = {
     ("bus/mailbox.py", "self.queue"): "run.stats.callbacks",
     ("training/copying.py", "self._newest"): "one, its own bound",
     ("training/prefetch.py", "self._fetched"): "run.stats.queues, source of",
-    ("orchestrator.py", "self._ended"): "one for each run that ended, until the task that iterates takes it",
+    ("completed.py", "self._ended"): "one for each run that ended, until the task that iterates takes it",
     ("orchestrator.py", "self._cancelling"): "one for each queued run, each of which takes one step",
     ("training/control.py", "self._requests"): "one for each caller, who waits for the answer",
     ("training/control.py", "asked, self._requests"): "the same",
