@@ -31,7 +31,7 @@ from asynccb import (
     health,
 )
 from asynccb.budget import blas_threads, budget, usable_cpus
-from asynccb.claims import _holders
+from asynccb.claims import Claim, _holders
 from asynccb.models import Dense, Sequential
 from asynccb.run import live_runs, new_name
 from asynccb.testing import Recorder, ScriptedModel
@@ -998,11 +998,12 @@ def test_a_loop_that_is_closed_under_the_block_leaves_nothing_held() -> None:
     async def main() -> None:
         orch = Orchestrator(slots=2)
         await orch.__aenter__()
-        submit(orch, models[0], epochs=10**9)
+        run = submit(orch, models[0], epochs=10**9)
         orch.submit(make, X)
         submit(orch)
         await begun(models[0])
         await until(making.is_set)
+        claims.append(run._session.claim)
         models[0].open_for_good()
 
     def make() -> Trainer:
@@ -1011,6 +1012,7 @@ def test_a_loop_that_is_closed_under_the_block_leaves_nothing_held() -> None:
         return Trainer(ScriptedModel())
 
     models, making, go_on = [ScriptedModel(gated=True)], threading.Event(), threading.Event()
+    claims: list[Claim] = []
     interval, held = sys.getswitchinterval(), len(_holders)
     # asyncio says that tasks were destroyed; whoever closes a loop under its tasks is told so by it.
     logging.getLogger("asyncio").disabled = True
@@ -1033,6 +1035,7 @@ def test_a_loop_that_is_closed_under_the_block_leaves_nothing_held() -> None:
     assert (budget()._wishes, budget()._shares) == ([], {})
     assert sys.getswitchinterval() == interval
     assert len(_holders) == held
+    assert [claim.freed for claim in claims] == [True]  # and not let go of once too often
 
 
 @pytest.mark.asyncio

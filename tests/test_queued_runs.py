@@ -4,6 +4,7 @@ devices."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import random
 import threading
@@ -715,6 +716,32 @@ async def test_a_priority_that_meets_the_beginning_is_not_lost(monkeypatch: pyte
         run = orch.submit(Trainer(Plain()), X, callbacks=Weighs())
         await run
     assert weights == [4.0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["stop", "prune", "cancel"])
+async def test_an_end_that_meets_the_beginning_is_not_lost(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(run: Run, outcome: Any) -> None:
+        if outcome is not None:
+            orch._fill()  # it begins at the last moment at which nobody can know of it
+            assert run._parts is not None
+        run.__dict__["early"] = outcome
+
+    monkeypatch.setattr(Run, "_early_end", property(lambda run: run.__dict__["early"], write), raising=False)
+    async with Orchestrator(slots=1) as orch:
+        run = submit(orch, epochs=10**9)
+        getattr(run, how)("enough")
+        async with asyncio.timeout(PATIENT):
+            await ended(run)
+    assert (run.outcome, run.reason) == (OUTCOMES[how], "enough")
+
+
+OUTCOMES = {"stop": "stopped", "prune": "pruned", "cancel": "cancelled"}
+
+
+async def ended(run: Run) -> None:
+    with contextlib.suppress(RunCancelled):
+        await run
 
 
 class Plain:
