@@ -279,6 +279,11 @@ def test_a_demo_that_begins_anew_takes_no_backup_from_one_that_is_under_way(
     assert second.stderr.startswith("asynccb: error: ")
     assert f"(process {process.pid} on " in second.stderr
     assert sorted((tmp_path / "demo").rglob("*")) == before
+    # Killed where it stood still, it could leave the temporary file of a save.
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=WAIT)
+    assert process.returncode == 130
 
 
 def test_the_second_ctrl_c_leaves_at_once_though_a_batch_is_stuck(

@@ -36,7 +36,7 @@ OURS = """
             pass
 
     async def compute_on_the_loop():
-        end = time.thread_time() + 0.7
+        end = time.thread_time() + 1.3
         while time.thread_time() < end:
             pass
 
@@ -57,7 +57,7 @@ OUR_STORAGE = """
 """
 
 MISBEHAVING = """
-    import asyncio, os, signal, sys, tempfile, threading, time
+    import asyncio, os, signal, sys, tempfile, threading, time, types
     from concurrent.futures import ThreadPoolExecutor
     import pytest
     import asynccb.callbacks, asynccb.storage
@@ -80,6 +80,9 @@ MISBEHAVING = """
     def test_thread():
         kept.append(threading.Event())
         threading.Thread(target=kept[-1].wait, daemon=True, name="the leaked one").start()
+
+    def test_run():
+        sys.modules["asynccb.run"] = types.SimpleNamespace(live_runs=lambda: ["the leaked one"])
 
     def test_open_file(tmp_path):
         kept.append(open(tmp_path / "the leaked one", "w"))
@@ -213,6 +216,7 @@ CLEAN = """
 
 FAULTS = {
     "test_thread": "a thread is left behind: <Thread(the leaked one",
+    "test_run": "a run is left behind: 'the leaked one'",
     "test_open_file": "an open file is left behind",
     "test_temporary_file": "a temporary file is left behind: ours-",
     "test_half_written_file": "logs/.w.h5.0123abcd-0123abcd-1f-0123abcd-0123abcd.tmp",
@@ -229,7 +233,7 @@ FAULTS = {
     "test_write_through_storage_on_the_loop": "call blocks the event loop in builtins.open",
     "test_wait_for_a_thread_on_the_loop": "a_thread_on_the_loop blocks the event loop in lock.acquire",
     "test_refusal_that_is_swallowed": "swallow_the_refusal blocks the event loop in time.sleep",
-    "test_compute_on_the_loop": "one step computed for 0.7",
+    "test_compute_on_the_loop": "one step computed for 1.3",
     "test_default_executor": "use_the_default_executor uses the event loop's default executor",
 }
 

@@ -345,9 +345,18 @@ asyncio.run(main())
 """
 
 FLUSHED = """
-import os, signal, sys
+import itertools, os, signal, sys, threading
 from tensorboardX import SummaryWriter
 writer = SummaryWriter(sys.argv[1])
+events = writer.file_writer.event_writer._ev_writer
+write, written = events.write_event, itertools.count()
+
+def slow(event):  # the disk stands still for a moment, as its thread does on a busy machine
+    if next(written) == 995:
+        threading.Event().wait()
+    write(event)
+
+events.write_event = slow
 for step in range(1000):
     writer.add_scalar("batch_loss", 1.0, step)
 writer.flush()
