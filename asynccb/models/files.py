@@ -12,12 +12,15 @@ import numpy as np
 from asynccb.errors import ArgumentError
 from asynccb.models.memory import Tensors
 from asynccb.models.names import snake_case
+from asynccb.storage.archive import is_archive, unpacked
 from asynccb.storage.hdf5 import (
     LEARNING_RATE,
     ArraySpec,
+    Expected,
     LayerSpec,
     ModelFile,
     ModelLayout,
+    Names,
     read_model_file,
     write_model_file,
 )
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from asynccb.models.arrays import Array
     from asynccb.models.layers import Layer
     from asynccb.models.state import SequentialState
-    from asynccb.storage.hdf5 import Expected, Header
+    from asynccb.storage.hdf5 import Header
 
 EXTENSIONS = (".h5", ".hdf5")  # ".weights.h5" ends in the first
 
@@ -211,16 +214,33 @@ def load_weights(path: str | os.PathLike[str], layout: Sequence[LayerLayout]) ->
     Raises:
         FileRefused: for a file that is damaged, not safe, or of other shapes.
     """
-    contents = read_model_file(os.fspath(path), lambda header: expected(layout))
-    return contents.weights
+    name = os.fspath(path)
+    if is_archive(name):
+        with unpacked(name) as (_, weights):
+            return read_model_file(weights, lambda header: expected(layout)).weights
+    return read_model_file(name, lambda header: expected(layout, names=names_of(layout))).weights
 
 
-def expected(layout: Sequence[LayerLayout], optimizer: Sequence[tuple[int, ...]] | None = None) -> Expected:
+def expected(
+    layout: Sequence[LayerLayout],
+    optimizer: Sequence[tuple[int, ...]] | None = None,
+    names: Names | None = None,
+) -> Expected:
     """What a file must hold for a model of this layout."""
-    from asynccb.storage.hdf5 import Expected
-
     shapes = {layer.group: tuple(weight.shape for weight in layer.weights) for layer in layout}
-    return Expected(shapes, None if optimizer is None else tuple(optimizer))
+    return Expected(shapes, None if optimizer is None else tuple(optimizer), names)
+
+
+def names_of(layout: Sequence[LayerLayout], slots: Sequence[tuple[str, int]] = ()) -> Names:
+    """What the arrays are called in a file that Keras wrote in its older layout.
+
+    Args:
+        layout: of the model.
+        slots: of its optimizer, in the order of a file: (slot, index of the trainable weight).
+    """
+    trainable = [index for index, w in enumerate(w for layer in layout for w in layer.weights) if w.trainable]
+    layers = tuple((layer.name, tuple(weight.name for weight in layer.weights)) for layer in layout)
+    return Names(layers, tuple((slot, trainable[index]) for slot, index in slots))
 
 
 def unpack_random(header: Header) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def from_config(config: Mapping[str, Any]) -> Optimizer:
     # Keras writes a few settings that have no meaning here at their defaults; anything else would change the
     # training.
     neutral = {key for key, value in settings.items() if key not in allowed and value in (None, False, "", 0)}
-    ignored = {"name", "ema_momentum", "loss_scale_factor", "gradient_accumulation_steps"} | neutral
+    ignored = {"name", "ema_momentum", "loss_scale_factor"} | neutral
     if unknown := sorted(set(settings) - set(allowed) - ignored):
         raise ArgumentError("optimizer", unknown, f"{config['class_name']} has no such settings")
     return kind(**{key: value for key, value in settings.items() if key in allowed})

@@ -222,6 +222,14 @@ class Sequential(Stack):
         with np.errstate(all="ignore"):
             return self._ready_network().predict(self._input(batch.x)).copy()
 
+    def check_path(self, path: str, *, weights_only: bool) -> None:
+        """Refuses the name of a file that its copies could not be saved as.
+
+        Raises:
+            ArgumentError: unless it ends in ``.h5``, ``.hdf5`` or ``.weights.h5``.
+        """
+        files.check_extension(path)
+
     def capture(self) -> SequentialState:
         """A copy of weights, optimizer state and random streams; legal between two batches only."""
         self._check_free("capture")

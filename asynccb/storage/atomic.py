@@ -23,12 +23,16 @@ from asynccb.storage.turns import turn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_TEMPORARY = re.compile(rf"\..+\.({FORM})-[0-9a-f]{{8}}\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(rf"\..+\.({FORM})-[0-9a-f]{{8}}\.tmp(?:\.[a-z0-9]+)*", re.DOTALL)
 _LONGEST = 200  # bytes of the name that the temporary name repeats; file systems allow 255 in all
 
 
 def atomic_write(
-    path: str | os.PathLike[str], write: Callable[[str], object], *, synced: bool = False
+    path: str | os.PathLike[str],
+    write: Callable[[str], object],
+    *,
+    synced: bool = False,
+    suffix: str = "",
 ) -> None:
     """Calls ``write(temporary name)`` and puts the result in place of ``path``, durably. Blocks.
 
@@ -43,6 +47,7 @@ def atomic_write(
         path: the file to replace or to create.
         write: creates the file whose name it is given, and closes it.
         synced: ``write`` synchronizes the file itself.
+        suffix: what the temporary name ends in, for a ``write`` that takes no other: ``".keras"``.
 
     Raises:
         CheckpointWriteError: if anything failed. What stood at ``path`` is untouched and the temporary file
@@ -55,7 +60,7 @@ def atomic_write(
     if os.path.islink(target):
         target = os.path.realpath(target)  # a link stays a link; what it leads to is replaced
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, _temporary_name(name))
+    temporary = os.path.join(folder, _temporary_name(name, suffix))
     try:
         with turn((*_identity(folder), name)) as take:
             write(temporary)
@@ -137,9 +142,10 @@ def _is_leftover(entry: os.DirEntry[str], locked: bool) -> bool:
     return (locked and owner.host == this_process().host) if dead is None else dead
 
 
-def _temporary_name(name: str) -> str:
-    short = os.fsencode(name)[:_LONGEST].decode(errors="ignore") if len(name) > _LONGEST // 4 else name
-    return f".{short}.{this_process()}-{secrets.token_hex(4)}.tmp"
+def _temporary_name(name: str, suffix: str) -> str:
+    longest = _LONGEST - len(suffix)
+    short = os.fsencode(name)[:longest].decode(errors="ignore") if len(name) > longest // 4 else name
+    return f".{short}.{this_process()}-{secrets.token_hex(4)}.tmp{suffix}"
 
 
 def _identity(folder: str) -> tuple[int, int]:

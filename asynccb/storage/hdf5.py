@@ -27,6 +27,7 @@ from asynccb.storage.records import (
     LayerSpec,
     ModelFile,
     ModelLayout,
+    Names,
 )
 from asynccb.storage.serial import SerialExecutor
 from asynccb.storage.template import Template, Templates, Unfit
@@ -48,6 +49,7 @@ __all__ = [
     "LayerSpec",
     "ModelFile",
     "ModelLayout",
+    "Names",
     "hdf5_thread",
     "read_model_file",
     "write_model_file",

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asynccb.errors import FileRefused
+from asynccb.storage.finding import by_name, by_number
 from asynccb.storage.layout import STATE
 from asynccb.storage.packing import unpack
 from asynccb.storage.records import FORMAT, Contents, Expected, Header
 from asynccb.storage.seal import check_seal, identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -205,55 +206,32 @@ def _check_format(path: str, start: bytes) -> None:
         )
 
 
-def _check_groups(path: str, file: Any, expected: Expected) -> None:
-    """The layers with weights must be those of the model; a larger file is another model's."""
-    layers = file.get("layers")
-    held = set()
-    for name in layers or ():
-        group = layers[name].get("vars")
-        if group is not None and len(group):
-            held.add(name)
-    wanted = {name for name, shapes in expected.layers.items() if shapes}
-    if held != wanted:
-        missing, foreign = sorted(wanted - held), sorted(held - wanted)
-        raise FileRefused(path, f"its layers are others: it lacks {missing} and has {foreign} beside")
-
-
 def _arrays(path: str, file: Any, expected: Expected, size: int) -> Contents:
-    _check_groups(path, file, expected)
-    places = [(f"layers/{group}/vars", shapes, "f") for group, shapes in expected.layers.items()]
-    count = sum(len(shapes) for _, shapes, _ in places)
-    if expected.optimizer is not None:
-        places.append(("optimizer/vars", expected.optimizer, "iuf"))
+    find = by_number if expected.names is None or "layers" in file else by_name
+    weights, slots = find(path, file, expected)
     # All shapes are compared before the first number is read, and together they must fit into the file:
     # several names may lead to the same bytes, but no small file becomes a large model.
     # Loops in place of comprehensions: these would keep `file` in a closure, which outlives its frame's
     # clearing.
     datasets: list[Any] = []
-    for place, shapes, kinds in places:
-        datasets.extend(_matching(path, file, place, shapes, kinds))
+    for found, kinds in ((weights, "f"), (slots or (), "iuf")):
+        for dataset, shape in found:
+            _check_dataset(path, dataset, shape, kinds)
+            datasets.append(dataset)
     if sum(_nbytes(dataset) for dataset in datasets) > size:
         raise FileRefused(path, "its arrays claim to be larger than the file")
     arrays: list[Array] = [np.asarray(dataset[()]) for dataset in datasets]
-    return Contents(arrays[:count], None if expected.optimizer is None else arrays[count:])
+    return Contents(arrays[: len(weights)], None if slots is None else arrays[len(weights) :])
 
 
-def _matching(
-    path: str, file: Any, place: str, shapes: tuple[tuple[int, ...], ...], kinds: str
-) -> Iterator[Any]:
-    group = file.get(place)
-    held = 0 if group is None else len(group)
-    if held != len(shapes):
-        raise FileRefused(path, f"{place} holds {held} arrays, the model needs {len(shapes)}")
-    for index, shape in enumerate(shapes):
-        dataset = group[str(index)]
-        if dataset.shape != shape:
-            raise FileRefused(path, f"{place}/{index} has shape {dataset.shape}, the model needs {shape}")
-        if dataset.dtype.kind not in kinds:
-            raise FileRefused(path, f"{place}/{index} is of type {dataset.dtype}")
-        if dataset.id.get_storage_size() < _nbytes(dataset):
-            raise FileRefused(path, f"{place}/{index} claims to be larger than what is stored of it")
-        yield dataset
+def _check_dataset(path: str, dataset: Any, shape: tuple[int, ...], kinds: str) -> None:
+    place = dataset.name.lstrip("/")
+    if dataset.shape != shape:
+        raise FileRefused(path, f"{place} has shape {dataset.shape}, the model needs {shape}")
+    if dataset.dtype.kind not in kinds:
+        raise FileRefused(path, f"{place} is of type {dataset.dtype}")
+    if dataset.id.get_storage_size() < _nbytes(dataset):
+        raise FileRefused(path, f"{place} claims to be larger than what is stored of it")
 
 
 def _nbytes(dataset: Any) -> int:

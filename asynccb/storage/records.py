@@ -146,10 +146,26 @@ class Expected(NamedTuple):
     Attributes:
         layers: group -> shapes of its weights.
         optimizer: shapes of the optimizer's arrays; None does not look at them.
+        names: where these arrays are in a file of the older layout, which others write; None where there can
+            be no such file. An optimizer that has not trained yet may be missing then.
     """
 
     layers: Mapping[str, tuple[tuple[int, ...], ...]]
     optimizer: tuple[tuple[int, ...], ...] | None
+    names: Names | None = None
+
+
+class Names(NamedTuple):
+    """What the arrays of a model are called in the older layout, which knows no numbers.
+
+    Attributes:
+        layers: name of a layer, and of its weights, in the order of :attr:`Expected.layers`.
+        slots: for each array of the optimizer behind the first two: the slot, and the index of its weight
+            among all weights.
+    """
+
+    layers: tuple[tuple[str, tuple[str, ...]], ...]
+    slots: tuple[tuple[str, int], ...]
 
 
 class Contents(NamedTuple):

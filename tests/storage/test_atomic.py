@@ -14,7 +14,7 @@ import pytest
 
 from asynccb.errors import CheckpointWriteError
 from asynccb.storage import atomic, atomic_write, turns
-from asynccb.storage.atomic import make_folder, remove_leftovers
+from asynccb.storage.atomic import is_temporary, make_folder, remove_leftovers
 from asynccb.storage.owner import this_process
 
 OLD, NEW = b"old content", b"new content, longer than the old"
@@ -520,6 +520,23 @@ def test_nothing_else_is_ever_removed(folder, dead):
     assert sorted(os.listdir(folder)) == before
     (folder / named(dead, "control")).write_bytes(b"")
     assert remove_leftovers(folder) == [named(dead, "control")]
+
+
+@needs_signals
+def test_a_temporary_name_may_end_as_the_writer_needs_it_and_is_removed_all_the_same(folder, dead):
+    written = []
+
+    def write(name):
+        written.append(os.path.basename(name))
+        write_new(name)
+
+    atomic_write(folder / ("m" * 230 + ".keras"), write, suffix=".keras")
+    assert written[0].endswith(".tmp.keras")
+    assert len(written[0]) <= 255
+    assert is_temporary(written[0])
+    left = f"{named(dead)}.weights.h5"
+    (folder / left).write_bytes(b"")
+    assert remove_leftovers(folder) == [left]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the time of a start is not told here")

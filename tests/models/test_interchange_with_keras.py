@@ -1,0 +1,52 @@
+"""What we save Keras loads, and what Keras saves we load: layer by layer, both ways."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="needs Keras 3"),
+]
+
+SIDE = Path(__file__).with_name("interchange_side.py")
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module", params=["jax", "torch"])
+def report(request, tmp_path_factory):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "KERAS_BACKEND": request.param, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(SIDE), str(tmp_path_factory.mktemp(request.param))],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    print(done.stdout.rpartition("\n\n")[0])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_predictions_agree_to_a_millionth_for_every_layer_in_both_directions(report):
+    assert len(report["layers"]) == 22
+    for layer, row in report["layers"].items():
+        assert len(row) == 8
+        assert {way: value for way, value in row.items() if not value <= TOLERANCE} == {}, layer
+
+
+def test_a_training_that_keras_began_goes_on_here_with_the_same_numbers(report):
+    assert len(report["optimizers"]) == 6 * 2 * 2
+    assert {name: value for name, value in report["optimizers"].items() if not value <= TOLERANCE} == {}
+
+
+def test_what_was_never_trained_or_never_compiled_comes_back_so(report):
+    assert {name: value for name, value in report["fresh"].items() if not value <= TOLERANCE} == {}
