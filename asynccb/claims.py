@@ -34,22 +34,27 @@ class Claim:
         self._holds = 2
         self.extend(model, callbacks)
 
-    def extend(self, model: Any, callbacks: Iterable[Any]) -> None:
-        """Claims these too, as far as it does not have them.
+    def extend(self, model: Any, callbacks: Iterable[Any], also: Iterable[Any] = ()) -> None:
+        """Claims these too, as far as it does not have them, what the model trains besides itself
+        (``also_trains``, or ``also``), and whom callbacks call (``also_serves``).
 
         Raises:
             ModelBusy, CallbackBusy: another run has one of them; then none of these is claimed.
         """
         mine = set(map(id, self._objects))
-        new = [held for held in (model, *callbacks) if held is not None and id(held) not in mine]
+        models = (model, *getattr(model, "also_trains", ()), *also)
+        given = list(callbacks)
+        given += [held for callback in given for held in getattr(callback, "also_serves", ())]
+        new = [held for held in (*models, *given) if held is not None and id(held) not in mine]
         with _lock:
             for held in new:
                 holder = _holders.get(id(held))
                 if holder is None:
                     continue
-                if held is model:
+                if any(held is other for other in models):
+                    what = "the model" if held is model else f"the {type(held).__name__} of the model"
                     raise ModelBusy(
-                        f"the model is already in {holder}: wait for it, or take a copy with "
+                        f"{what} is already in {holder}: wait for it, or take a copy with "
                         "`(await run.snapshot()).to_model()`"
                     )
                 raise CallbackBusy(

@@ -158,6 +158,52 @@ class ShowsItself(Protocol):
         """
 
 
+class ChecksPaths(Protocol):
+    """What a :class:`Model` may have beyond the rest, if not every path will do for its files."""
+
+    def check_path(self, path: str, *, weights_only: bool) -> None:
+        """Refuses, before the first batch, a path that ``capture().save`` would refuse after it, with
+        :class:`~asynccb.ArgumentError`."""
+
+
+class Unread(dict[str, Any]):
+    """Logs of a batch that a device may still be computing, by a model that :class:`Accumulates`.
+
+    Where nobody wants them before the epoch ends, the training waits for those of a batch only once the next
+    one is under way. They must stay as they are whatever the model does then.
+
+    Args:
+        logs: by their names.
+        read: waits for them, and makes numbers of them.
+    """
+
+    def __init__(self, logs: Mapping[str, Any], read: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        super().__init__(logs)
+        self._read = read
+
+    def read(self) -> dict[str, Any]:
+        """The numbers."""
+        return self._read(self)
+
+
+class Accumulates(Protocol):
+    """What a :class:`Model` may have beyond the rest, if the logs of its batches are not of that batch alone:
+    they stand for all batches since the pass began, as Keras' do."""
+
+    def begin_pass(self) -> None:
+        """The next batch is the first of an epoch or of an evaluation. Not called where a training goes on in
+        the middle of an epoch: what the values stand for is then part of what ``restore`` has put back."""
+
+
+class Finishes(Protocol):
+    """What a :class:`Model` may have beyond the rest, if something is done to it when a training has ended,
+    by itself or by a stop."""
+
+    def end_training(self) -> None:
+        """Called once, behind the last epoch and before ``on_train_end``. Backups were cut before it, so that
+        a training that goes on from one goes on without it, and has it at its own end."""
+
+
 class Resumes(Protocol):
     """What a :class:`Model` may have beyond the rest, so that its training can be resumed."""
 
@@ -179,6 +225,15 @@ class Resumes(Protocol):
         """
 
 
+class CountsEpochs(Protocol):
+    """What a :class:`Model` may have beyond the rest, because it changes from epoch to epoch."""
+
+    def end_epoch(self) -> None:
+        """An epoch has come to its end, and the inline hooks of it have run. Not called for one that a stop
+        cut short. What it changes belongs to the state that :meth:`Model.capture` copies, and what of it
+        :class:`ShowsItself` shows asks the gate."""
+
+
 class Source(Protocol):
     """Where batches come from. ``begin`` opens a pass, ``next`` answers None at its end."""
 
@@ -198,6 +253,10 @@ class Source(Protocol):
         """Opens the pass of ``epoch``, behind its first ``at`` batches."""
 
     def next(self) -> Batch | None: ...
+
+    def close(self) -> None:
+        """Lets go of what the pass under way has opened: no batch is asked for any more. On the training
+        thread."""
 
     def check_seekable(self, argument: str, purpose: str) -> None:
         """Raises :class:`~asynccb.ArgumentError` about ``argument`` if it cannot go on in the middle of its
@@ -238,6 +297,8 @@ class Emit(Protocol):
 
     logs: Callable[..., dict[str, Any]]
     """Makes the logs of a batch event."""
+    late: bool
+    """Whether those who want ``batch_end`` look at its logs only when the epoch ends."""
     epoch_begin: Callable[[int, Logs, int], None]
     epoch_end: Callable[[int, Logs, int], None]
     test_begin: Callable[[int, Logs], None]

@@ -246,7 +246,8 @@ class Run:
 
     @property
     def logs(self) -> Mapping[str, Any]:
-        """The newest logs of a batch or an epoch; a copy."""
+        """The newest logs of a batch or an epoch; a copy. Of a model that computes on a device while nobody
+        wants them, those of the batch before the newest."""
         parts = self._parts
         return dict(self._place.logs if parts is None else parts.driver.logs)
 
@@ -528,6 +529,12 @@ class Run:
         """Says, in an inline ``on_train_begin``, that pooled snapshots will be taken: memory for the first is
         got beside the first batches."""
         self._under_way.driver.snapshots.expect()
+
+    def check_path(self, path: str, *, weights_only: bool) -> None:
+        """Raises ArgumentError for a path that the model says it cannot be saved to."""
+        check = getattr(self._under_way.model, "check_path", None)
+        if check is not None:
+            check(path, weights_only=weights_only)
 
     def room_for_copy(self, callback: Callback) -> bool:
         """Whether ``callback`` can have a pooled snapshot, or share one of this event's, without waiting for

@@ -119,7 +119,8 @@ class Trainer:
             epochs: index of the last epoch plus one (not a count, where ``initial_epoch`` is given).
             verbose: 0 silent, 1 progress bar, 2 one line an epoch; ``"auto"`` is 1. Not a terminal: one plain
                 line an epoch.
-            callbacks: instances of :class:`~asynccb.Callback`, called in this order.
+            callbacks: instances of :class:`~asynccb.Callback`, called in this order; with a Keras model of
+                ``keras.callbacks.Callback`` too, which run inline.
             validation_split: part of the arrays, from their end and before shuffling, to validate on. 0 <=
                 split < 1.
             validation_data: ``(x, y)``, ``(x, y, sample_weight)`` or batches; overrides ``validation_split``.

@@ -105,6 +105,20 @@ def test_a_refused_claim_claims_nothing() -> None:
     claim.let_go()
 
 
+def test_what_two_models_train_together_is_in_one_run_at_a_time() -> None:
+    shared, first, second = Thing(), Thing(), Thing()
+    first.also_trains = second.also_trains = (shared,)  # type: ignore[attr-defined]
+    claim = Claim("run-a", first, [])
+    with pytest.raises(ModelBusy, match="run-a"):
+        Claim("run-b", second, [])
+    assert holder_of(second) is None
+    claim.let_go()
+    claim.let_go()
+    assert holder_of(shared) is None
+    Claim("run-b", second, [])
+    assert holder_of(shared) is None  # its claim was dropped at once
+
+
 def test_things_are_told_apart_by_identity_not_by_equality() -> None:
     class Equal:
         __hash__ = None  # type: ignore[assignment]
@@ -183,3 +197,16 @@ def test_a_claim_that_nobody_can_let_go_of_any_more_falls_with_its_run() -> None
     third = Claim("third", model, [])
     third.let_go()
     third.let_go()
+
+
+@pytest.mark.asyncio
+async def test_an_attribute_of_a_users_callback_is_nothing_that_a_run_claims() -> None:
+    """However it is named: equal small objects are one and the same."""
+
+    class Marked(Callback):
+        _wrapped = True
+
+    first = Trainer(model := ScriptedModel(gated=True)).start(X, verbose=0, callbacks=Marked())
+    assert (await Trainer(ScriptedModel()).fit(X, verbose=0, callbacks=Marked())).outcome == "completed"
+    model.open_for_good()
+    await first

@@ -17,6 +17,7 @@ from asynccb.bus.inline import HookSnapshots, as_coroutine
 from asynccb.bus.mailbox import CODES, WORK, Work
 from asynccb.bus.table import BATCH_KINDS, Emit, InlineFailure, Subscriber
 from asynccb.events import (
+    BatchEnd,
     CheckpointSaved,
     EpochBegin,
     EpochEnd,
@@ -187,6 +188,7 @@ class Dispatcher:
             # Nobody but inline hooks sees the logs of a batch: then a plain dict, which costs a third, will
             # do.
             logs=Logs if shared else dict,
+            late=not shared and all(getattr(it, "reads_late", False) for it in self._inline[BatchEnd.hook]),
             epoch_begin=self._always(EpochBegin),
             epoch_end=self._always(EpochEnd),
             test_begin=self._always(TestBegin),

@@ -66,6 +66,7 @@ class Emit(NamedTuple):
     """One version of the hook table."""
 
     logs: type[dict[str, Any]]
+    late: bool
     epoch_begin: Emitter
     epoch_end: Emitter
     batch_begin: Emitter

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["BaseLogger"]
 
 
+def _reads_late(hook: Any) -> Any:
+    """Marks a hook that does no more than keep the logs of a model that accumulates."""
+    hook.reads_late = True
+    return hook
+
+
 class BaseLogger(Callback):
     """Adds the epoch's mean of each training metric to the logs of ``on_epoch_end``.
 
@@ -21,7 +27,8 @@ class BaseLogger(Callback):
     epoch tells its size, all count alike. Means are taken for the names in ``params["metrics"]`` that
     batches logged (where the model does not name its metrics before it trains: for every number that they
     logged but ``batch`` and ``size``), over the batches that logged them. They are plain floats. All other
-    keys in the epoch's logs, ``val_*`` above all, are left alone.
+    keys in the epoch's logs, ``val_*`` above all, are left alone. Of a model whose batches already log values
+    of the epoch so far (``params["accumulated"]``; a Keras model), the last ones are the epoch's.
 
     Args:
         stateful_metrics: names of metrics whose value in a batch already stands for the epoch so far: their
@@ -37,6 +44,7 @@ class BaseLogger(Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._reset()
 
+    @_reads_late
     def on_batch_end(self, batch: int, logs: Any = None) -> None:
         # After every batch of every training: what can be prepared once is prepared in _turn_to.
         if not logs:
@@ -77,7 +85,7 @@ class BaseLogger(Callback):
             "totals": self._totals,
             "weights": self._weights,
             "unweighted": {name: [total, batches] for name, (total, batches) in self._unweighted.items()},
-            "last": self._last,
+            "last": {name: _plain(value) for name, value in self._last.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -106,8 +114,9 @@ class BaseLogger(Callback):
         self._weigh()
         self._width = len(logs)
         names = [name for name in self._metrics() or _numbers(logs) if name in logs]
-        self._averaged = [name for name in names if name not in self.stateful_metrics]
-        self._stateful = [name for name in names if name in self.stateful_metrics]
+        accumulated = (self.params or {}).get("accumulated", False)
+        self._stateful = [name for name in names if accumulated or name in self.stateful_metrics]
+        self._averaged = [name for name in names if name not in self._stateful]
         for name in self._averaged:
             self._totals.setdefault(name, 0.0)
 
@@ -137,10 +146,13 @@ class BaseLogger(Callback):
 
 
 def _numbers(logs: Mapping[str, Any]) -> list[str]:
-    numbers = (int, float, np.number, np.ndarray)
-    return [
-        name for name, value in logs.items() if name not in ("batch", "size") and isinstance(value, numbers)
-    ]
+    return [name for name, value in logs.items() if name not in ("batch", "size") and _is_number(value)]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (int, float, np.generic)):
+        return not isinstance(value, np.generic) or isinstance(value, np.number)
+    return hasattr(value, "ndim")  # an array, of a framework too
 
 
 def _plain(value: Any) -> Any:

@@ -52,6 +52,7 @@ class FileTemplate:
     Attributes:
         text: the template as a string.
         names: the names of its fields, in order.
+        shape: the path with one character in place of each field.
         folder: the folder spelt out before the first field, ``""`` for the working directory.
 
     Raises:
@@ -68,8 +69,8 @@ class FileTemplate:
         self.names = tuple(dict.fromkeys(piece.name for piece in self._pieces if piece.name is not None))
         before = self._pieces[0].literal if self._pieces else ""
         self.folder = os.path.dirname(before)
-        # A field stands for some character here, so that `..{epoch}` is not taken for the folder above.
-        self._shape = "".join(piece.literal + "x" * (piece.name is not None) for piece in self._pieces)
+        # A field stands for a character here, so that `..{epoch}` is not taken for the folder above.
+        self.shape = "".join(piece.literal + "x" * (piece.name is not None) for piece in self._pieces)
         self._refuse_bad_names()
 
     def missing(self, keys: Collection[str]) -> list[str]:
@@ -113,7 +114,7 @@ class FileTemplate:
         Raises:
             ArgumentError: it cannot be created or written, the path is a folder, or a name in it is too long.
         """
-        if any(len(os.fsencode(name)) > _LONGEST_NAME for name in _SEPARATOR.split(self._shape)):
+        if any(len(os.fsencode(name)) > _LONGEST_NAME for name in _SEPARATOR.split(self.shape)):
             raise self._refusal(f"a file or folder name in it is longer than {_LONGEST_NAME} bytes")
         if not self.names and os.path.isdir(self.fill({})):
             raise self._refusal("it is an existing folder; a file's path is needed")
@@ -168,9 +169,9 @@ class FileTemplate:
             raise self._refusal(f"the field {field} has the format {spec!r}, which no number takes")
 
     def _refuse_bad_names(self) -> None:
-        if os.path.basename(self._shape) in ("", ".", "..") or "\0" in self._shape:
+        if os.path.basename(self.shape) in ("", ".", "..") or "\0" in self.shape:
             raise self._refusal("a path that ends in a file's name, without NUL characters, is needed")
-        if {".", ".."} & set(_SEPARATOR.split(self._shape[len(self.folder) :])):
+        if {".", ".."} & set(_SEPARATOR.split(self.shape[len(self.folder) :])):
             raise self._refusal("behind the first field, `.` and `..` are not allowed as folders")
 
     def _value(self, piece: _Piece, values: Mapping[str, Any]) -> str:

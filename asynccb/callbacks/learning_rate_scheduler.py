@@ -15,27 +15,46 @@ if TYPE_CHECKING:
 
 __all__ = ["LearningRate", "LearningRateScheduler"]
 
+_SHARE = "asynccb share of lr"
+
 
 class LearningRate:
-    """The learning rate of a model's optimizer: ``learning_rate`` where it has that, else ``lr``.
+    """The learning rate of a model's optimizer: ``learning_rate`` where it has that, else ``lr``, else that
+    of the first of its ``param_groups``, as torch's have them; the other groups keep their proportion to
+    it.
 
     Raises:
-        ValueError: the model has no optimizer with either.
+        ValueError: the model has no optimizer with any of these.
     """
 
     def __init__(self, model: Any) -> None:
         self._optimizer = getattr(model, "optimizer", None)
         self._name = "learning_rate" if hasattr(self._optimizer, "learning_rate") else "lr"
+        self._groups = None
         if not hasattr(self._optimizer, self._name):
-            raise ValueError('Optimizer must have a "lr" attribute.')
+            self._groups = getattr(self._optimizer, "param_groups", None)
+            if not self._groups:
+                raise ValueError('Optimizer must have a "lr" attribute.')
 
     @property
     def value(self) -> float:
-        return float(getattr(self._optimizer, self._name))
+        return float(self._groups[0]["lr"] if self._groups else getattr(self._optimizer, self._name))
 
     @value.setter
     def value(self, rate: float) -> None:
-        setattr(self._optimizer, self._name, rate)
+        if not self._groups:
+            setattr(self._optimizer, self._name, rate)
+            return
+        before = self.value
+        shares = [float(group["lr"]) / before if before else group.get(_SHARE, 1.0) for group in self._groups]
+        for group, share in zip(self._groups, shares, strict=True):
+            own = rate * share
+            if not rate:  # no rate of 0 tells any more what it is a part of
+                group[_SHARE] = share
+            if hasattr(group["lr"], "fill_"):  # a tensor, which a compiled step holds on to
+                group["lr"].fill_(own)
+            else:
+                group["lr"] = own
 
     def log(self, logs: Any) -> None:
         """Adds the rate to ``logs`` as ``lr``, unless another callback did so before it changed the rate."""

@@ -62,9 +62,10 @@ class ModelCheckpoint(Callback):
     created.
 
     Before the first batch are refused: a malformed template, a folder that cannot be written, an existing
-    folder as the path, and an unknown field if no inline callback can still add that key; otherwise the first
-    epoch's end (or the first batch's) refuses it. In an epoch without validation, a template or monitor that
-    needs ``val_*`` skips, with one warning in a training.
+    folder as the path, an ending that the model says it has no format for, and an unknown field if no inline
+    callback can still add that key; otherwise the first epoch's end (or the first batch's) refuses it. In an
+    epoch without validation, a template or monitor that needs ``val_*`` skips, with one warning in a
+    training.
 
     With ``save_best_only``, NaN is never the best, an equal value is not better, and only those epochs are
     looked at that ``period`` selects. If the monitored value is missing or is not one number, there is one
@@ -166,7 +167,16 @@ class ModelCheckpoint(Callback):
         self._refuse_unknown_fields()
         if self.run is not None:
             self.run.expect_copies()
+            self._check_ending()
         return self._prepare()
+
+    def _check_ending(self) -> None:
+        try:
+            self.run.check_path(self._template.shape, weights_only=self.save_weights_only)
+        except ArgumentError as error:
+            if error.argument != "path":
+                raise
+            raise ArgumentError("filepath", self.filepath, error.allowed, error.fix) from None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch

@@ -40,6 +40,7 @@ class Meter:
         self._batch_size: int | None = params.get("batch_size")
         self._epochs = params.get("epochs")
         self._metrics: tuple[str, ...] = tuple(params.get("metrics") or ())
+        self._accumulated: bool = params.get("accumulated", False)
         self._clock = clock
         self.begin(0)
 
@@ -63,7 +64,11 @@ class Meter:
             self.completed += size
         for name in self._metrics:
             value = logs.get(name)
-            if value is not None:
+            if value is None:
+                continue
+            if self._accumulated:  # it is of the epoch so far, and takes the place of the one before
+                self._sums[name], self._sizes[name] = value, 1
+            else:
                 self._sums[name] += value * size
                 self._sizes[name] += size
 

@@ -24,7 +24,9 @@ def require_weights(model: Any, owner: str) -> None:
     """
     for method, shown in (("get_weights", "() -> arrays"), ("set_weights", "(arrays)")):
         if not callable(getattr(model, method, None)):
-            raise ArgumentError("model", model, f"{owner} needs {method}", f"Add {method}{shown}")
+            learns = callable(getattr(model, "partial_fit", None))
+            fix = "Give Trainer SklearnModel(estimator), which has it" if learns else f"Add {method}{shown}"
+            raise ArgumentError("model", model, f"{owner} needs {method}", fix)
 
 
 def copied_weights(model: Any) -> list[Array]:
@@ -36,6 +38,9 @@ def copied_weights(model: Any) -> list[Array]:
 def current_weights(model: Any) -> list[Array]:
     """All weights as they are now, in the order of ``set_weights``; without a copy where the model shows its
     arrays (``weights``, each with an array as ``value``)."""
+    bring_back = getattr(model, "jax_state_sync", None)
+    if bring_back is not None:  # in Keras' own `fit` with JAX a model has none in the middle of an epoch
+        bring_back()
     shown: list[Any] = [getattr(weight, "value", None) for weight in getattr(model, "weights", None) or ()]
     if shown and all(isinstance(value, np.ndarray) for value in shown):
         return shown

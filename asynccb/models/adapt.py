@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _MEMBERS = tuple(name for name in vars(Model) if not name.startswith("_"))
 _WANTED = "a model is a Sequential, or any object with train_batch(batch) -> dict of logs"
+_FRAMEWORKS = {"keras": "keras", "torch": "torch", "sklearn": "sklearn"}
+"""Whose objects are models too: the package that one of their classes is of, and our module for it."""
+_OF_JAX = {"equinox", "flax", "jax", "jaxlib"}
+_OPTIONAL = ("begin_pass", "check_path", "end_epoch", "end_training")
 
 
 def adapt(model: object) -> Model:
@@ -34,9 +39,16 @@ def adapt(model: object) -> Model:
         raise ArgumentError("model", model, "is a class, not an instance", f"Write {model.__name__}(...)")
     if (_is_full(model) or isinstance(model, Model)) and _takes_gate(model.train_batch):
         return model
-    if not callable(getattr(model, "train_batch", None)):
-        raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
-    return BareModel(model)
+    if callable(getattr(model, "train_batch", None)):
+        return BareModel(model)
+    packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+    for package in packages:
+        if package in _FRAMEWORKS:
+            made = importlib.import_module(f"asynccb.models.{_FRAMEWORKS[package]}").adapt(model)
+            return cast("Model", made)
+    if inspect.isroutine(model) or not _OF_JAX.isdisjoint(packages):
+        raise ArgumentError("model", model, _WANTED, "A step in JAX trains as JaxModel(step, state)")
+    raise ArgumentError("model", model, _WANTED, "Give it a train_batch method")
 
 
 class BareModel:
@@ -52,6 +64,8 @@ class BareModel:
             ``state_dict`` and ``load_state_dict`` of plain data.
         plain_state: what answers a copy of its state for a backup, where it has the latter; None: its
             snapshots can be restored.
+        begin_pass, check_path, end_epoch, end_training: the object's own; there only where it has them (see
+            :mod:`asynccb.protocols`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -69,6 +83,9 @@ class BareModel:
         )
         self.has_restore = own or plain
         self.plain_state = self._plain_state if plain and not own else None
+        for name in _OPTIONAL:
+            if callable(method := getattr(model, name, None)):
+                setattr(self, name, method)
 
     @property
     def metrics_names(self) -> Sequence[str]:

@@ -51,16 +51,32 @@ class PlainState:
         Raises:
             CheckpointWriteError: it could not be written; the file that stood there before is untouched.
         """
-        config = json.dumps({"class_name": self._name})
-        empty = ModelLayout(self._name, config, None, (), None, ())
-        write_model_file(path, ModelFile(empty, (), None, {"model": self._state, **(extra or {})}))
+        write_plain(path, self._name, self._state, extra)
 
     def to_model(self) -> Any:
         raise NotImplementedError(f"{self._name} tells its state, but not how to make another one")
 
 
+def write_plain(
+    path: str | os.PathLike[str], name: str, state: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+) -> None:
+    """Writes plain data for :func:`read_plain`, atomically; blocks until it is durable. No array is copied.
+
+    Args:
+        path: the file.
+        name: of the model's class.
+        state: the data.
+        extra: more of it, beside the model.
+
+    Raises:
+        CheckpointWriteError: it could not be written; the file that stood there before is untouched.
+    """
+    empty = ModelLayout(name, json.dumps({"class_name": name}), None, (), None, ())
+    write_model_file(path, ModelFile(empty, (), None, {"model": state, **(extra or {})}))
+
+
 def read_plain(path: str, accept: Callable[[Mapping[str, Any]], object]) -> dict[str, Any]:
-    """What :meth:`PlainState.save` wrote.
+    """What :func:`write_plain` wrote.
 
     Args:
         path: the file.

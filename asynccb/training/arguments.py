@@ -95,7 +95,8 @@ class Data(NamedTuple):
         x, y = _as_arrays(self.name, self.x), _as_arrays(_name_y(self.name), self.y)
         weight = _as_weights(self.sample_weight)
         _check_lengths(self.name, x, y, weight)
-        model.check_data(x, y, weight, name=self.name, training=training)
+        weighed = weight if self.class_weight is None else np.ones(samples_in(x))
+        model.check_data(x, y, weighed, name=self.name, training=training)
         _warn_nan(self.name, x)
         return self._replace(x=x, y=y, sample_weight=weight)
 
@@ -264,10 +265,20 @@ def _kind(name: str, x: Any, y: Any) -> str:
     if isinstance(x, (list, tuple)):
         if not x:
             raise ArgumentError(name, x, "data with at least one sample")
-        return "iterable" if y is None and isinstance(x[0], tuple) else "arrays"
+        return "iterable" if y is None and _is_batch(x[0]) else "arrays"
     if isinstance(x, Iterable) and not isinstance(x, (str, bytes)):
         return "iterable"
-    raise ArgumentError(name, x, "arrays, an iterable of batches, or an async iterable of batches")
+    single = hasattr(x, "__getitem__") and not isinstance(x, (str, bytes))  # samples, as in torch's datasets
+    fix = "Give a loader of it, such as torch's DataLoader(dataset, batch_size=32)" if single else ""
+    raise ArgumentError(name, x, "arrays, an iterable of batches, or an async iterable of batches", fix)
+
+
+def _is_batch(item: Any) -> bool:
+    """Whether the first thing in a list is a batch: a tuple, a dict, or a list of arrays, as torch's loaders
+    make them. A list of numbers is a row."""
+    if isinstance(item, list) and item:
+        return bool(hasattr(item[0], "__array__") and np.ndim(item[0]))
+    return isinstance(item, (tuple, Mapping))
 
 
 def check_validation(given: Any, batch_size: int, steps: int | None) -> Data:
@@ -350,10 +361,14 @@ def _as_arrays(name: str, data: Any) -> Any:
 def _as_weights(sample_weight: Any) -> Any:
     if sample_weight is None:
         return None
+    one = "one number for each sample, or None"
+    if isinstance(_convert(sample_weight), (dict, list, tuple)):
+        fix = "Weights for each output go with the batches: give x as a list of (x, y, weights)"
+        raise ArgumentError("sample_weight", in_words(type(sample_weight).__name__), one, fix)
     try:
         return np.asarray(sample_weight, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ArgumentError("sample_weight", sample_weight, "one number for each sample, or None") from None
+        raise ArgumentError("sample_weight", sample_weight, one) from None
 
 
 def _convert(data: Any) -> Any:
@@ -365,7 +380,16 @@ def _convert(data: Any) -> Any:
     if isinstance(data, (list, tuple)) and len(data) and hasattr(data[0], "__array__") and np.ndim(data[0]):
         parts = [_convert(part) for part in data]
         return parts if isinstance(data, list) else tuple(parts)
-    return np.asarray(data)
+    return _of_tensor(data) if hasattr(data, "detach") else np.asarray(data)
+
+
+def _of_tensor(tensor: Any) -> Any:
+    """A tensor of torch, wherever it lies and whatever made it; float32 where numpy has no such type."""
+    tensor = tensor.detach().cpu()
+    try:
+        return np.asarray(tensor)
+    except TypeError:
+        return np.asarray(tensor.float())
 
 
 def _leaves(data: Any) -> list[np.ndarray[Any, Any]]:

@@ -73,6 +73,9 @@ class Limits(NamedTuple):
     """A training held longer than this by a full mailbox is one warning."""
     patience: float = 30.0
     """A lockstep hook or a drain that takes longer than this is a warning, for drains each time."""
+    comeback: float | None = None
+    """From a cancel until a thread that does not come back counts as stuck; None: ``grace``; infinite: it
+    always comes back."""
     unit: float = 60.0
     """From the cut of a resume unit to the last callback's report."""
 

@@ -63,6 +63,9 @@ class ArrayFeed:
     def next(self) -> Batch | None:
         return next(self._batches, None)
 
+    def close(self) -> None:
+        self._batches = iter(())
+
     def check_seekable(self, argument: str, purpose: str) -> None:
         """The order is a function of (seed, epoch)."""
 
@@ -190,6 +193,10 @@ class IterableFeed:
         self._taken += 1
         batch = as_batch(item)
         return batch if self._weigh is None else self._weigh(batch)
+
+    def close(self) -> None:
+        """Closes a generator under way, ends a loader's processes: who keeps the run keeps none of these."""
+        self._iterator = None
 
     def _next_pass(self) -> Any:
         self._open(self._pass + 1, 0)

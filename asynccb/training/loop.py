@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynccb.events import Logs
-from asynccb.protocols import Place
+from asynccb.protocols import Place, Unread
 from asynccb.training.feed import refuse_empty, warn_nothing_to_test
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def _train_epoch(model: Model, plan: Plan, at: Place, host: Host) -> bool:
     means, whole = at.means, True
     if at.phase != "validated":
         source.begin(epoch, at.batch)
+        if not at.batch:
+            begin_pass(model)
         host.enter(Place(epoch, "batches", at.batch))
         trained, whole = _train_batches(model, source, epoch, host, at.batch)
         if trained == 0:
@@ -91,6 +93,8 @@ def _train_epoch(model: Model, plan: Plan, at: Place, host: Host) -> bool:
     host.emit.epoch_end(epoch, logs, host.step)
     if not whole:
         return False
+    if (end_epoch := getattr(model, "end_epoch", None)) is not None:
+        end_epoch()
     over = source.exhausted
     host.enter(Place(epoch + 1, over=over), last=over or epoch + 1 == plan.epochs)
     return not over
@@ -101,8 +105,9 @@ def _train_batches(model: Model, source: Source, epoch: int, host: Host, trained
     came to its end."""
     if trained and host.stopped():
         return trained, False
-    step = host.step
+    step, whole = host.step, True
     train_batch, gate = model.train_batch, host.before_update
+    behind = None  # the batch before: its logs, where nobody has read them yet
     while (batch := host.next(source)) is not None:
         emit = host.emit
         if emit.batch_begin is None:
@@ -113,23 +118,46 @@ def _train_batches(model: Model, source: Source, epoch: int, host: Host, trained
             emit.batch_begin(trained, logs, epoch, step)
         try:
             metrics = train_batch(batch) if gate is None else train_batch(batch, gate)
+            emit = host.emit
+            late = emit.late and metrics.__class__ is Unread
+            if metrics.__class__ is Unread and not late:
+                metrics = metrics.read()
+            if behind is not None:
+                host.logs = _read(*behind)
+                behind = None
         except BaseException:
             host.broke_inside()
             raise
         host.step = step = step + 1
-        emit = host.emit
         if emit.batch_end is None:
             host.skip()
         else:
-            host.logs = logs = emit.logs()
+            logs = emit.logs()
             logs["batch"], logs["size"] = trained, batch.size
-            add_metrics(logs, metrics)
+            if late:
+                logs.update(metrics)
+                behind = logs, metrics
+            else:
+                add_metrics(logs, metrics)
+                host.logs = logs
             emit.batch_end(trained, logs, epoch, step)
         trained += 1
         host.safe_point()
         if host.stopped():
-            return trained, False
-    return trained, not host.stopped()
+            whole = False
+            break
+    if behind is not None:
+        try:
+            host.logs = _read(*behind)
+        except BaseException:
+            host.broke_inside()
+            raise
+    return trained, whole and not host.stopped()
+
+
+def _read(logs: dict[str, Any], metrics: Any) -> Mapping[str, Any]:
+    """Waits for a batch; its logs as numbers."""
+    return {**logs, **metrics.read()}
 
 
 def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) -> dict[str, Any] | None:
@@ -141,9 +169,12 @@ def evaluate(model: Model, source: Source, host: Host, epoch: int = NO_EPOCH) ->
 
 
 def test_batches(model: Model, source: Source, host: Host, epoch: int) -> tuple[dict[str, Any], bool]:
-    """The batches of an evaluation: means over the samples seen, and whether it came to its end."""
+    """The batches of an evaluation: means over the samples seen, and whether it came to its end. Of a model
+    whose logs stand for the pass so far, the last ones."""
     source.begin(max(epoch, 0))
+    accumulates = begin_pass(model)
     sums: dict[str, Any] = {}
+    behind: Any = None  # the batch before, where nobody has read its logs yet
     seen = index = 0
     while (batch := host.next(source)) is not None:
         emit = host.emit
@@ -153,10 +184,19 @@ def test_batches(model: Model, source: Source, host: Host, epoch: int) -> tuple[
             emit.test_batch_begin(index, emit.logs(batch=index, size=batch.size), epoch, host.step)
         emit = host.emit
         logs = emit.logs(batch=index, size=batch.size)
-        add_metrics(logs, model.test_batch(batch))
+        metrics: Any = model.test_batch(batch)
+        if behind is not None:
+            behind.read()
+            behind = None
+        if metrics.__class__ is not Unread:
+            add_metrics(logs, metrics)
+        elif emit.test_batch_end is None:
+            behind = metrics
+        else:
+            add_metrics(logs, metrics.read())
         seen += batch.size
         for name, value in logs.items():
-            sums[name] = sums.get(name, 0.0) + value * batch.size
+            sums[name] = value if accumulates else sums.get(name, 0.0) + value * batch.size
         if emit.test_batch_end is None:
             host.skip()
         else:
@@ -165,13 +205,25 @@ def test_batches(model: Model, source: Source, host: Host, epoch: int) -> tuple[
         host.safe_point()
         if host.stopped():
             break
+    if behind is not None:
+        sums |= behind.read()
     stopped = host.stopped()
     if not seen:
         if not stopped and not source.exhausted:
             warn_nothing_to_test()
         return {}, not stopped
-    means = {name: total / seen for name, total in sums.items() if name not in ("batch", "size")}
+    over = 1 if accumulates else seen
+    means = {name: total / over for name, total in sums.items() if name not in ("batch", "size")}
     return means, not stopped
+
+
+def begin_pass(model: Model) -> bool:
+    """Tells a model that accumulates (:class:`~asynccb.protocols.Accumulates`); whether it does."""
+    begin = getattr(model, "begin_pass", None)
+    if begin is None:
+        return False
+    begin()
+    return True
 
 
 def predict(model: Model, source: Source, host: Host) -> list[Any]:

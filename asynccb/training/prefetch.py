@@ -194,6 +194,9 @@ class AsyncFeed:
         batch = as_batch(item.item)
         return batch if self._weigh is None else self._weigh(batch)
 
+    def close(self) -> None:
+        """Nothing: its task, on the loop, closes what it has opened."""
+
     def _ring(self) -> None:
         if self._loop is not None:
             try:

@@ -14,7 +14,7 @@ from asynccb.training.loop import NO_EPOCH, Plan, predict, test_batches, train
 from asynccb.training.prefetch import AsyncFeed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from asynccb.protocols import Host, Model, Source
     from asynccb.training.arguments import Data, FitArguments
@@ -32,8 +32,10 @@ class Program(Protocol):
         validation_data: what callbacks see under this name.
         result: what awaiting the run gives, where it is not the History.
         closing_logs: of the last event.
+        takes_turns: whether it computes only while no other training of the process does.
     """
 
+    takes_turns: bool
     opening: Any
     closing: Any
     feeds: list[AsyncFeed]
@@ -59,6 +61,7 @@ class Fit:
         log_keys_open: whether a callback may add keys to the logs of an epoch.
     """
 
+    takes_turns = True
     opening = TrainBegin
     closing = TrainEnd
 
@@ -162,7 +165,15 @@ class Fit:
 
     def tell(self, model: Model, host: Host) -> bool:
         assert self._plan is not None
-        return train(model, self._plan, host)
+        try:
+            whole = train(model, self._plan, host)
+        finally:
+            for source in self._sources().values():
+                source.close()
+        end_training = getattr(model, "end_training", None)
+        if end_training is not None and self._arguments.epochs:
+            end_training()
+        return whole
 
     def _feed(self, data: Data, *, shuffled: bool) -> Source:
         early = self._early.get(data.name)
@@ -179,6 +190,8 @@ class Fit:
         # Whether a callback may add keys to the logs of an epoch: a file template that needs one is then not
         # refused early.
         params["log_keys_open"] = self._log_keys_open
+        # Whether the metrics of a batch stand for the epoch so far, so that no mean is to be made of them.
+        params["accumulated"] = hasattr(model, "begin_pass")
         params["metrics"] = metrics + ([f"val_{name}" for name in metrics] if validates else [])
         return params
 
@@ -186,6 +199,7 @@ class Fit:
 class _OnePass:
     """What evaluate and predict share: one unshuffled pass over data, opened when the thread begins."""
 
+    takes_turns = True
     needs_targets: bool
 
     def __init__(self, data: Data, seed: int) -> None:
@@ -216,7 +230,10 @@ class Evaluate(_OnePass):
     def tell(self, model: Model, host: Host) -> bool:
         assert self._source is not None
         # The opening and the closing event are those of the evaluation itself.
-        self.closing_logs, whole = test_batches(model, self._source, host, NO_EPOCH)
+        try:
+            self.closing_logs, whole = test_batches(model, self._source, host, NO_EPOCH)
+        finally:
+            self._source.close()
         self.result = self.closing_logs if whole else {}
         return whole
 
@@ -228,9 +245,26 @@ class Predict(_OnePass):
 
     def tell(self, model: Model, host: Host) -> bool:
         assert self._source is not None
-        outputs = predict(model, self._source, host)
-        self.result = np.concatenate(outputs) if outputs else None
+        try:
+            outputs = predict(model, self._source, host)
+        finally:
+            self._source.close()
+        self.result = _joined(outputs) if outputs else None
         return not host.stopped()
+
+
+def _joined(outputs: Sequence[Any]) -> Any:
+    """Outputs of all batches, one behind the other; of several outputs, each of them, in their structure.
+    None stays None, and of numbers there is one for each batch."""
+    first = outputs[0]
+    if first is None:
+        return None
+    if isinstance(first, dict):
+        return {name: _joined([output[name] for output in outputs]) for name in first}
+    if isinstance(first, (list, tuple)):
+        parts = [_joined([output[at] for output in outputs]) for at in range(len(first))]
+        return parts if isinstance(first, list) else tuple(parts)
+    return np.concatenate(outputs) if np.ndim(first) else np.stack(outputs)
 
 
 def _async_feed(data: Data) -> AsyncFeed | None:

@@ -17,6 +17,7 @@ from asynccb.bus.dispatch import Dispatcher, InlineFailure, Subscriber
 from asynccb.bus.inline import as_coroutine
 from asynccb.bus.mailbox import WORK, Mailbox, hook_of
 from asynccb.bus.readers import Readers
+from asynccb.callbacks import BaseLogger
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.hooks import read_hooks
 from asynccb.errors import HookRefused
@@ -167,6 +168,21 @@ def test_inline_hooks_run_in_list_order_on_one_dict_and_see_what_earlier_ones_ad
     bench.dispatcher.emit.epoch_end(3, logs, 7)
     assert seen == [("a", 3, {"loss": 1.0}), ("b", 3, {"loss": 1.0, "by a": 1})]
     assert dict(logs) == {"loss": 1.0, "by a": 1, "by b": 2}
+
+
+def test_logs_of_batches_may_come_late_while_nobody_looks_at_them_before_the_epoch_ends() -> None:
+    class Looks(BaseLogger):
+        def on_batch_end(self, batch: int, logs: Any = None) -> None:
+            super().on_batch_end(batch, logs)
+
+    for callbacks in ([], [BaseLogger()], [BaseLogger(), Both()]):
+        assert Bench(*callbacks).dispatcher.emit.late
+    for others in (Inline(), Beside(), Looks()):
+        assert not Bench(BaseLogger(), others).dispatcher.emit.late
+    bench = Bench(BaseLogger())
+    _stream = bench.readers.open(None, 0, lambda: None)
+    bench.dispatcher.rebuild()
+    assert not bench.dispatcher.emit.late
 
 
 @pytest.mark.parametrize("event", ["batch_end", "epoch_end"])

@@ -57,6 +57,13 @@ def test_where_the_metrics_are_not_known_every_number_is_averaged() -> None:
     assert logs == {"loss": 4.0}
 
 
+def test_values_of_the_epoch_so_far_are_not_averaged() -> None:
+    logger = BaseLogger()
+    for metrics in (["loss"], []):
+        logger.set_params({"metrics": metrics, "accumulated": True})
+        assert run(logger, {"size": 4, "loss": 1.0}, {"size": 2, "loss": 4.0}) == {"loss": 4.0}
+
+
 def test_each_epoch_starts_anew() -> None:
     logger = BaseLogger()
     logger.set_params({"metrics": ["loss"]})

@@ -35,6 +35,22 @@ def rates(schedule: Callable[..., Any], epochs: int = 3) -> list[float]:
     return set_to
 
 
+def test_of_an_optimizer_with_groups_the_first_one_counts_and_the_others_keep_their_proportion() -> None:
+    groups = [{"lr": 0.4}, {"lr": 0.1}, {"lr": 0.4}]
+    scheduler = begun(lambda epoch, lr: lr / 2, SimpleNamespace(param_groups=groups))
+    scheduler.on_epoch_begin(0, {})
+    assert [group["lr"] for group in groups] == pytest.approx([0.2, 0.05, 0.2])
+    logs: dict[str, float] = {}
+    scheduler.on_epoch_end(0, logs)
+    assert logs == {"lr": 0.2}
+
+
+def test_from_a_rate_of_nought_all_groups_get_the_new_one() -> None:
+    groups = [{"lr": 0.0}, {"lr": 0.1}]
+    begun(lambda epoch: 0.3, SimpleNamespace(param_groups=groups)).on_epoch_begin(0, {})
+    assert [group["lr"] for group in groups] == [0.3, 0.3]
+
+
 class ByMethod:
     """A schedule that is no function."""
 

@@ -85,6 +85,8 @@ class FakeRun:
     def expect_copies(self) -> None:
         pass
 
+    def check_path(self, path: str, *, weights_only: bool) -> None: ...
+
     def room_for_copy(self, callback: object) -> bool:
         return self.room
 

@@ -115,6 +115,13 @@ def test_in_steps_too_the_means_are_weighted_by_size_and_the_line_has_the_epochs
     assert meter.summary({"loss": 1.5}) == "Epoch 2/2 - 2s - loss: 1.5000"
 
 
+def test_values_of_the_epoch_so_far_are_shown_as_they_are() -> None:
+    meter = Meter({**ARRAYS, "accumulated": True}, "samples", Clock())
+    for batch, loss in enumerate([4.0, 2.0]):
+        meter.add(batch, {"batch": batch, "size": 4, "loss": loss})
+    assert meter.status().endswith("loss: 2.0000")
+
+
 def test_batches_that_were_dropped_on_the_way_count_all_the_same() -> None:
     meter = Meter(ARRAYS, "samples", Clock())
     meter.add(2, {"batch": 2, "size": 2, "loss": 3.0})

@@ -115,6 +115,13 @@ def test_all_that_the_object_has_is_used():
     assert full.calls == [False, (1, 2, 3, "validation_data", False)]
 
 
+def test_a_function_and_a_module_of_jax_are_told_what_trains_them():
+    module = type("Module", (), {"__module__": "equinox._module"})()
+    for model in (lambda state, batch: state, module):
+        with pytest.raises(ArgumentError, match=r"A step in JAX trains as JaxModel\(step, state\)"):
+            adapt(model)
+
+
 def test_a_class_is_refused_with_the_call_to_write():
     with pytest.raises(ArgumentError, match=r"is a class, not an instance. Write Bare\(\.\.\.\)"):
         adapt(Bare)

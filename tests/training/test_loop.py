@@ -12,17 +12,17 @@ from asynccb import Callback, Trainer
 from asynccb.bus.dispatch import Emit
 from asynccb.errors import ArgumentError
 from asynccb.models.adapt import BareModel
-from asynccb.protocols import Place
+from asynccb.protocols import Place, Unread
 from asynccb.testing import ScriptedModel
 from asynccb.training.feed import ArrayFeed, IterableFeed
 from asynccb.training.loop import NO_EPOCH, Plan, add_metrics, as_number, evaluate, predict, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from asynccb.protocols import Batch
 
-KINDS = [kind for kind in Emit._fields if kind != "logs"]
+KINDS = [kind for kind in Emit._fields if kind not in ("logs", "late")]
 BATCHES = [kind for kind in KINDS if "batch" in kind]
 
 
@@ -49,7 +49,7 @@ class ListHost:
         self.broken = False
         self._stop = stop
         emitters: Any = {kind: None if kind in unwanted else self._emitter(kind) for kind in KINDS}
-        self.emit: Any = Emit(logs=dict, **emitters)
+        self.emit: Any = Emit(logs=dict, late=False, **emitters)
 
     def _emitter(self, kind: str) -> Callable[..., None]:
         def emit(*fields: Any) -> None:
@@ -192,7 +192,7 @@ def test_each_event_of_an_epoch_and_of_a_batch_has_logs_of_its_own() -> None:
     host = ListHost()
     seen: list[Any] = []
     keep: Any = lambda *fields: seen.append(next(f for f in fields if isinstance(f, dict)))  # noqa: E731
-    host.emit = Emit(logs=dict, **dict.fromkeys(KINDS, keep))
+    host.emit = Emit(logs=dict, late=False, **dict.fromkeys(KINDS, keep))
     train(model(), plan(epochs=2, validation=feed(2)), host)
     assert len({id(logs) for logs in seen}) == len(seen)
 
@@ -338,6 +338,34 @@ def test_a_stop_in_a_validation_ends_it_and_the_epoch_has_no_values_of_it() -> N
     assert host.story[-1] == ("epoch_end", 0, {}, 3)
 
 
+class CountsEpochs(CountingModel):
+    """It changes behind each epoch."""
+
+    def __init__(self) -> None:
+        self.host: ListHost | None = None
+        self.ended_at: list[tuple[str, Any]] = []
+
+    def end_epoch(self) -> None:
+        assert self.host is not None
+        self.ended_at.append((self.host.kinds[-1], self.host.places[-1][0]))
+
+
+def test_a_model_hears_of_the_end_of_an_epoch_behind_its_hooks_and_before_the_next_place() -> None:
+    """A place before it would be gone on from as if the model had not changed, or had changed twice."""
+    model = CountsEpochs()
+    model.host = host = ListHost()
+    train(model, plan(epochs=2), host)  # type: ignore[arg-type]
+    assert model.ended_at == [("epoch_end", None)] * 2
+
+
+def test_a_model_does_not_hear_of_an_epoch_that_a_stop_has_cut_short() -> None:
+    model = CountsEpochs()
+    model.host = host = ListHost(stop=lambda told: ("safe point",) in told)
+    train(model, plan(epochs=2), host)  # type: ignore[arg-type]
+    assert host.kinds[-1] == "epoch_end"
+    assert model.ended_at == []
+
+
 def test_an_epoch_without_a_trained_batch_has_no_end() -> None:
     """A stop that ends the wait for the first batch."""
     host = ListHost(stop=after("epoch_begin", 0))
@@ -374,6 +402,67 @@ def test_data_that_runs_out_in_mid_epoch_ends_that_epoch_and_the_training() -> N
 
 
 # ---------------------------------------------------------------- the model
+
+
+class DeviceModel(CountingModel):
+    """Says when it begins a batch and when its logs are waited for; the logs of a batch can fail."""
+
+    def __init__(self, host: ListHost, fails: int | None = None) -> None:
+        self.host, self.fails, self.trained = host, fails, 0
+
+    def train_batch(self, batch: Batch, before_update: Any = None) -> Unread:
+        number, self.trained = self.trained, self.trained + 1
+        self.host.told.append(("train", number))
+
+        def read(logs: Mapping[str, Any]) -> dict[str, Any]:
+            self.host.told.append(("read", number))
+            if number == self.fails:
+                raise OSError("the device is lost")
+            return {"loss": float(logs["loss"][0])}
+
+        return Unread({"loss": [float(number)]}, read)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_logs_that_nobody_wants_yet_are_waited_for_when_the_next_batch_is_under_way(late: bool) -> None:
+    host = ListHost()
+    host.emit = host.emit._replace(late=late)
+    train(BareModel(DeviceModel(host)), plan(), host)
+    order = [event for event in host.story if event[0] in ("train", "read", "batch_end")]
+    ends = [
+        ("batch_end", n, {"batch": n, "size": 2 - n // 2, "loss": loss}, 0, n + 1)
+        for n, loss in enumerate([[0.0], [1.0], [2.0]] if late else [0.0, 1.0, 2.0])
+    ]
+    said = [[("train", n), ("read", n), ends[n]] for n in range(3)]
+    if late:
+        said = [[("train", 0), ends[0], ("train", 1), ("read", 0), ends[1]], [("train", 2), ("read", 1)]]
+        said.append([ends[2], ("read", 2)])
+    assert order == [event for part in said for event in part]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_so_are_those_of_an_evaluation_which_are_its_last_ones(wanted: bool) -> None:
+    class Tests(DeviceModel):
+        test_batch = DeviceModel.train_batch
+
+        def begin_pass(self) -> None: ...
+
+    host = ListHost(unwanted=[] if wanted else ["test_batch_end"])
+    assert evaluate(BareModel(Tests(host)), feed(), host) == {"loss": 2.0}
+    order = [event for event in host.told if event[0] in ("train", "read")]
+    early = [(what, n) for n in range(3) for what in ("train", "read")]
+    late = [*early[::2][:2], early[1], early[4], early[3], early[5]]
+    assert order == (early if wanted else late)
+
+
+@pytest.mark.parametrize("fails", [0, 2])
+def test_a_batch_that_fails_on_the_device_is_known_as_broken(fails: int) -> None:
+    host = ListHost()
+    host.emit = host.emit._replace(late=True)
+    with pytest.raises(OSError, match="lost"):
+        train(BareModel(DeviceModel(host, fails)), plan(), host)
+    assert host.broken
+    assert "epoch_end" not in host.kinds
 
 
 def test_a_model_that_raises_inside_a_batch_is_known_as_broken_and_its_error_goes_on() -> None:
@@ -560,7 +649,7 @@ def test_inside_of_a_validation_and_around_the_hooks_of_an_epoch_there_is_no_pla
     def note(kind: str) -> Callable[..., None]:
         return lambda *fields: seen.setdefault(kind, set()).add(host.places[-1][0] is not None)
 
-    host.emit = Emit(logs=dict, **{kind: note(kind) for kind in KINDS})
+    host.emit = Emit(logs=dict, late=False, **{kind: note(kind) for kind in KINDS})
     train(model(), plan(validation=feed(3), epochs=2), host)
     assert {kind for kind, there in seen.items() if True in there} == {"batch_begin", "batch_end"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asynccb import Callback, Trainer
+from asynccb import Callback, RunCancelled, Trainer
 from asynccb.testing import Recorder, ScriptedModel
 
 
@@ -69,6 +69,7 @@ async def test_params_of_array_data_and_of_batches() -> None:
         "samples": 10,
         "verbose": 0,
         "do_validation": True,
+        "accumulated": False,
         "metrics": ["loss", "val_loss"],
     }
     assert {"batch_size", "samples"}.isdisjoint(iterable.seen)
@@ -255,6 +256,44 @@ async def test_a_prediction_has_a_row_for_each_sample_and_its_own_events() -> No
 
 
 @pytest.mark.asyncio
+async def test_a_prediction_of_several_outputs_has_each_of_them_in_their_structure() -> None:
+    class Several(ScriptedModel):
+        def predict_batch(self, batch: Any) -> Any:
+            return {"pair": [batch.x, batch.x[:, 0]], "one": (batch.x + 1,)}
+
+    outputs = await Trainer(Several()).predict(X[:5], batch_size=2)
+    np.testing.assert_array_equal(outputs["pair"][0], X[:5])
+    np.testing.assert_array_equal(outputs["pair"][1], X[:5, 0])
+    np.testing.assert_array_equal(outputs["one"][0], X[:5] + 1)
+
+
+@pytest.mark.asyncio
+async def test_a_model_whose_logs_stand_for_the_pass_so_far_is_told_where_each_begins() -> None:
+    class Accumulates(ScriptedModel):
+        """Counts the samples that it has seen since a pass began."""
+
+        seen = 0
+
+        def begin_pass(self) -> None:
+            begun.append(self.seen)
+            self.seen = 0
+
+        def train_batch(self, batch: Any, before_update: Any = None) -> dict[str, float]:
+            self.seen += len(batch.x)
+            return {"loss": float(self.seen)}
+
+        def test_batch(self, batch: Any) -> dict[str, float]:
+            return self.train_batch(batch)
+
+    begun: list[int] = []
+    trainer = Trainer(Accumulates())
+    history = await trainer.fit(X[:5], batch_size=2, epochs=2, validation_data=(X[:3], None), verbose=0)
+    assert begun == [0, 5, 3, 5]
+    assert history.history == {"val_loss": [3.0, 3.0], "loss": [5.0, 5.0]}
+    assert await trainer.evaluate(X[:4], batch_size=3) == {"loss": 4.0}
+
+
+@pytest.mark.asyncio
 async def test_steps_bound_evaluation_and_prediction() -> None:
     model = Keeps()
     await Trainer(model).evaluate(X, Y, batch_size=2, steps=2)
@@ -262,3 +301,38 @@ async def test_steps_bound_evaluation_and_prediction() -> None:
     assert (await Trainer(model).predict(X, batch_size=2, steps=2)).shape == (4, 1)
     with pytest.raises(ValueError, match=r"^steps=6: at most 5, the batches that x gives with batch_size=2$"):
         await Trainer(model).evaluate(X, Y, batch_size=2, steps=6)
+
+
+class Opens:
+    """Batches, of which each pass opens something."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def __iter__(self) -> Any:
+        self.open += 1
+        try:
+            while True:
+                yield X[:2], Y[:2]
+        finally:
+            self.open -= 1
+
+
+@pytest.mark.asyncio
+async def test_what_the_data_opened_is_closed_when_the_run_is_over_though_the_run_is_kept() -> None:
+    trained, validated = Opens(), Opens()
+    run = Trainer(ScriptedModel()).start(
+        trained, steps_per_epoch=2, validation_data=validated, validation_steps=2, epochs=2, verbose=0
+    )
+    await run
+    assert (trained.open, validated.open) == (0, 0)
+
+    class Cancels(Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            assert trained.open == 1
+            self.run.cancel()
+
+    cancelled = Trainer(ScriptedModel()).start(trained, steps_per_epoch=2, callbacks=Cancels(), verbose=0)
+    with pytest.raises(RunCancelled):
+        await cancelled
+    assert trained.open == 0

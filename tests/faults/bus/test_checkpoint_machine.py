@@ -128,6 +128,8 @@ class Checkpoint(RuleBasedStateMachine):
 
     def expect_copies(self) -> None: ...
 
+    def check_path(self, path: str, *, weights_only: bool) -> None: ...
+
     def room_for_copy(self, callback: object) -> bool:
         return self.snapshots.has_room()
 

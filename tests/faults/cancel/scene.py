@@ -32,6 +32,7 @@ from asynccb.callbacks import (
     LambdaCallback,
     LearningRateScheduler,
     ModelCheckpoint,
+    Offload,
     ProgbarLogger,
     ReduceLROnPlateau,
     RemoteMonitor,
@@ -95,6 +96,7 @@ def built_in(folder: Path, port: int) -> list[Callback]:
         TensorBoard(folder / "board", histogram_freq=2),
         SwapEMAWeights(),
         TerminateOnNaN(),
+        Offload(LambdaCallback(on_epoch_end=lambda epoch, logs: None)),
         BackupAndRestore(folder / "backup", 2),
     ]
 

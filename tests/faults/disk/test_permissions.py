@@ -35,7 +35,7 @@ def made(folder, what):
     (folder / "file").write_text("")
     (folder / "read only").mkdir(mode=0o500)
     (folder / "not to be entered").mkdir(mode=0o600)
-    (folder / "folder").mkdir()
+    (folder / "folder.h5").mkdir()
     return str(folder / what)
 
 
@@ -48,7 +48,7 @@ def made(folder, what):
         ("not to be entered/w.h5", "its folder cannot be written: Permission denied"),
         ("not to be entered/deep/w.h5", "its folder cannot be written: Permission denied"),
         ("file/w.h5", "its folder cannot be written: "),
-        ("folder", "it is an existing folder"),
+        ("folder.h5", "it is an existing folder"),
         ("n" * 250 + ".h5", "a file or folder name in it is longer than"),
         ("n" * 300 + "/w.h5", "a file or folder name in it is longer than"),
         (f"{'d' * 100}/" * 60 + "w.h5", "its folder cannot be written: File name too long"),
