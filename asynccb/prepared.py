@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 from asynccb.callbacks.base import Callback
 from asynccb.callbacks.history import History
 from asynccb.callbacks.hooks import Hooks, read_hooks
+from asynccb.callbacks.keras_callback import is_of_keras, wrap
 from asynccb.errors import ArgumentError
 from asynccb.training.arguments import check_count, check_fit, check_seconds
 
@@ -98,14 +99,15 @@ def prepare(
 
 
 def as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
-    """
+    """The callbacks one by one; each of Keras in one of ours that runs it.
+
     Raises:
         ArgumentError: no Callback or list of them, or one of them twice.
     """
     if callbacks is None:
         return []
-    if isinstance(callbacks, (Callback, type)):
-        given = [callbacks]
+    if isinstance(callbacks, (Callback, type)) or is_of_keras(callbacks):
+        given: list[Any] = [callbacks]
     else:
         try:
             given = list(callbacks)
@@ -114,4 +116,4 @@ def as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
     for position, callback in enumerate(given):
         if any(callback is other for other in given[:position]):
             raise ArgumentError("callbacks", callback, "each instance once", "Make a second instance")
-    return given  # read_hooks refuses what is no Callback
+    return [wrap(callback) for callback in given]  # read_hooks refuses what is no Callback

@@ -9,6 +9,7 @@ from asynccb.callbacks.history import History
 from asynccb.callbacks.lambda_callback import LambdaCallback
 from asynccb.callbacks.learning_rate_scheduler import LearningRateScheduler
 from asynccb.callbacks.model_checkpoint import ModelCheckpoint
+from asynccb.callbacks.offload import Offload
 from asynccb.callbacks.progbar_logger import ProgbarLogger
 from asynccb.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from asynccb.callbacks.remote_monitor import RemoteMonitor
@@ -26,6 +27,7 @@ __all__ = [
     "LambdaCallback",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "Offload",
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "RemoteMonitor",

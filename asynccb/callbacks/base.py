@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from asynccb.errors import ArgumentError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from asynccb.protocols import QueueStatistics
 
 __all__ = ["Callback"]
+
+_ASKED_BY = {"on_init_end": "transformers", "state_key": "lightning"}
+"""What other libraries ask their own callbacks for, before they train."""
 
 Overflow = Literal["wait", "drop_oldest", "latest"]
 OnError = Literal["raise", "warn", "disable"]
@@ -73,6 +78,8 @@ class RunHandle(Protocol):
     def snapshot_now(self, callback: Callback, *, pooled: bool = False) -> SnapshotHandle: ...
 
     def expect_copies(self) -> None: ...
+
+    def check_path(self, path: str, *, weights_only: bool) -> None: ...
 
     def room_for_copy(self, callback: Callback) -> bool: ...
 
@@ -128,8 +135,28 @@ class Callback:
     run: Any = None
 
     def set_model(self, model: Any) -> None:
-        """Called once, inline, before ``set_params`` and ``on_train_begin``."""
+        """Called once, inline, before ``set_params`` and ``on_train_begin``.
+
+        Raises:
+            ArgumentError: by Keras' own ``fit``, which would never run what hooks return as coroutines.
+        """
+        if self.run is None and any(k.__module__.partition(".")[0] == "keras" for k in type(model).__mro__):
+            raise ArgumentError(
+                "callbacks",
+                self,
+                "callbacks of Keras, in Keras' own fit",
+                "Write callbacks=[asynccb.integrations.keras.BackgroundCallback([...])]",
+            )
         self.model = model
+
+    if not TYPE_CHECKING:  # or every attribute would be there in the eyes of a type checker
+
+        def __getattr__(self, name: str) -> Any:
+            found = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _ASKED_BY:
+                room = f"asynccb.integrations.{_ASKED_BY[name]}"
+                found += f": callbacks of asynccb go in there by callbacks=[{room}.BackgroundCallback([...])]"
+            raise AttributeError(found, name=name, obj=self)
 
     def set_params(self, params: dict[str, Any]) -> None:
         """Called once, inline, after ``set_model``."""
