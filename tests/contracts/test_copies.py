@@ -140,6 +140,32 @@ class Dense5:
         return sequential(self._optimizer)
 
 
+class OfTorch:
+    """Weights, slots and running means, which a forward pass overwrites before the update does the rest."""
+
+    def __init__(self) -> None:
+        self.x = np.random.default_rng(1).normal(size=(400, 4)).astype("float32")
+        self.y = np.arange(400) % 3
+
+    def build(self) -> Any:
+        torch = pytest.importorskip("torch")
+        from asynccb.models import TorchModel
+
+        class Counts(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("calls", torch.zeros(1))
+
+            def forward(self, x: Any) -> Any:
+                self.calls += 1  # in eval mode too
+                return x
+
+        nn = torch.nn
+        middle = [nn.BatchNorm1d(6), Counts(), nn.Dropout(0.25)]
+        module = nn.Sequential(nn.Linear(4, 6), *middle, nn.Linear(6, 3))
+        return TorchModel(module, nn.CrossEntropyLoss(), torch.optim.Adam(module.parameters()), seed=7)
+
+
 class Keeps(Callback):
     """Takes a pooled copy after every batch, and reads it when the training is further on."""
 
@@ -169,6 +195,10 @@ def digest(arrays: Mapping[str, Any]) -> bytes:
 
 KINDS = [Dense5("sgd"), Dense5("adam"), Table("sgd"), Table("adagrad"), Table("adam")]
 IDS = ["dense sgd", "dense adam", "table sgd", "table adagrad", "table adam"]
+ALL = [
+    *(pytest.param(kind, id=name) for kind, name in zip(KINDS, IDS, strict=True)),
+    pytest.param(OfTorch(), id="torch", marks=pytest.mark.heavy),
+]
 
 
 def come_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +219,7 @@ async def keep(kind: Any, steps: int) -> Keeps:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("kind", ALL)
 async def test_copies_made_while_the_next_batches_train_are_of_one_moment_to_the_byte(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +229,7 @@ async def test_copies_made_while_the_next_batches_train_are_of_one_moment_to_the
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.parametrize("kind", ALL)
 async def test_a_copier_that_comes_after_the_update_tears_them_unless_the_gate_holds(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +249,23 @@ async def test_a_copier_that_comes_after_the_update_tears_them_unless_the_gate_h
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+@pytest.mark.heavy
+async def test_a_validation_that_overwrites_buffers_while_a_copy_is_made_does_not_tear_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    come_late(monkeypatch)
+    kind = OfTorch()
+    model = kind.build()
+    keeps = Keeps(model)
+    data: dict[str, Any] = {"validation_data": (kind.x[:20], kind.y[:20])}
+    await Trainer(model, seed=1).fit(
+        kind.x[:40], kind.y[:40], batch_size=20, epochs=3, verbose=0, callbacks=keeps, **data
+    )
+    assert keeps.found == keeps.expected
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ALL)
 async def test_a_hook_that_sets_the_weights_while_a_copy_is_made_does_not_tear_it(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,63 +1,28 @@
 """What the training thread may rely on, whichever model it drives.
 
-A model joins by a line in MODELS: a name and how to make one, with data that it can train on.
+A model joins by a line in MODELS of ``subjects``: a name and how to make one, with data that it can train on.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from subjects import MODELS, PARAMETERS, Subject, assert_same, batch, numbers
 
 from asynccb import ArgumentError, Callback, Trainer
-from asynccb.models import Activation, BatchNormalization, Dense, Dropout, Sequential, adapt
-from asynccb.protocols import Batch, Model, ModelState
-from asynccb.testing import ScriptedModel
+from asynccb.models import adapt
+from asynccb.protocols import Batch, Model, Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
-class Subject(NamedTuple):
-    """One model of the suite, and what it trains on."""
-
-    make: Callable[[], Any]
-    x: Any
-    y: Any
-    suffix: str = ""
-    gated: bool = True
-
-
-def sequential() -> Sequential:
-    model = Sequential(
-        [
-            Dense(6, activation="relu", input_dim=4),
-            BatchNormalization(),
-            Dropout(0.25),
-            Dense(3),
-            Activation("softmax"),
-        ],
-        seed=7,
-    )
-    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
-    return model
-
-
-_drawn = np.random.default_rng(0)
-X = _drawn.normal(size=(12, 4)).astype("float32")
-Y = np.eye(3, dtype="float32")[np.arange(12) % 3]
-
-MODELS = {
-    "sequential": Subject(sequential, X, Y, ".h5"),
-    "bare": Subject(lambda: ScriptedModel(losses=[3.0, 2.0, 1.0]), X, Y),
-}
-
-
-@pytest.fixture(params=sorted(MODELS))
+@pytest.fixture(params=PARAMETERS)
 def subject(request: pytest.FixtureRequest) -> Subject:
     return MODELS[request.param]
 
@@ -65,20 +30,6 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture
 def model(subject: Subject) -> Model:
     return adapt(subject.make())
-
-
-def batch(subject: Subject, start: int = 0, stop: int = 4) -> Batch:
-    return Batch(subject.x[start:stop], subject.y[start:stop], None, stop - start)
-
-
-def numbers(state: ModelState) -> dict[str, Any]:
-    return {name: array.copy() for name, array in state.arrays.items()}
-
-
-def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
-    assert list(first) == list(second)
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name], err_msg=name)
 
 
 def test_it_is_a_model_and_shows_the_object_that_the_user_gave(subject: Subject) -> None:
@@ -108,9 +59,13 @@ def test_its_stop_flag_can_be_set_and_read(model: Model) -> None:
     assert model.user_model.stop_training is True
 
 
+def read(logs: Mapping[str, Any]) -> dict[str, Any]:
+    return logs.read() if isinstance(logs, Unread) else dict(logs)
+
+
 def test_its_logs_go_through_json_as_they_are(subject: Subject, model: Model) -> None:
     for step in (model.train_batch, model.test_batch):
-        logs = dict(step(batch(subject)))
+        logs = read(step(batch(subject)))
         assert json.loads(json.dumps(logs)) == logs
 
 
@@ -124,9 +79,9 @@ def test_a_batch_gives_its_logs_with_the_loss_first(subject: Subject, model: Mod
 
 def test_its_logs_are_its_callers_to_keep(subject: Subject, model: Model) -> None:
     first = model.train_batch(batch(subject))
-    kept = dict(first)
+    kept = read(first)
     model.train_batch(batch(subject, 4, 8))
-    assert dict(first) == kept
+    assert read(first) == kept
 
 
 def test_a_trained_batch_changes_the_weights_and_a_tested_one_does_not(
