@@ -134,12 +134,38 @@ class Driver:
 
     def __call__(self) -> None:
         """The body of the thread. Raises nothing: the outcome is a value."""
+        self.finish(self.open() or self._tell())
+
+    def open(self) -> Outcome | None:
+        """All that comes before the loop; answers the outcome where it did not come so far. Raises
+        nothing."""
         self.ident = threading.get_ident()
         self._phases.enter("opening")
         try:
             # Before anything is computed: results depend on the number of threads that it settles.
             self._control.take_turns(self._join())
-            outcome = self._open_and_close()
+            mark_training(self._model.user_model, self.ident, self.snapshots.gate)
+            self._prepare()
+        except BaseException as error:
+            return self._of_error(error)
+        return None
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether the training is to end. Legal on any thread."""
+        return self._control.stop_reason is not None or self._control.flagged()
+
+    def ended(self) -> Outcome:
+        """The outcome of a loop that is not ours and has ended by itself."""
+        try:
+            return of_return(not self.stopped(), self._control.stop_reason, self._control.stop_kind)
+        except Interrupt as interrupt:
+            return of_error(interrupt)
+
+    def finish(self, outcome: Outcome) -> None:
+        """All that comes behind the loop, on the thread that opened it. Raises nothing."""
+        try:
+            outcome = self._finish(outcome)
         except BaseException as error:  # around the story, not in it: else nobody would hear of the end
             self._control.leave()
             outcome = of_error(error)
@@ -166,9 +192,8 @@ class Driver:
             return self.capture(pooled=True)
         return Snapshot(plain(), self.step, self.epoch)
 
-    def _open_and_close(self) -> Outcome:
-        mark_training(self._model.user_model, self.ident, self.snapshots.gate)
-        self.outcome = outcome = self._train()
+    def _finish(self, outcome: Outcome) -> Outcome:
+        self.outcome = outcome
         if self._resume is not None:
             self._resume.leave(self._dispatcher.subscribers)
         history = self._fixed(outcome)
@@ -178,23 +203,26 @@ class Driver:
         mark_training(self._model.user_model, None)
         return outcome
 
-    def _train(self) -> Outcome:
+    def _prepare(self) -> None:
+        params = self._program.prepare(self._model)
+        if self._resume is not None and (resumed := self._resume.begin()) is not None:
+            self.step, self.epoch = resumed.step, resumed.epoch
+        self._equip(params)
+        self._dispatcher.begin(self._program.opening, self.step)
+        self._dispatcher.wait_begun()
+        if self._resume is not None:
+            self._begin_or_go_on(self._resume)
+        self._phases.enter("batches")
+
+    def _tell(self) -> Outcome:
         try:
-            params = self._program.prepare(self._model)
-            if self._resume is not None and (resumed := self._resume.begin()) is not None:
-                self.step, self.epoch = resumed.step, resumed.epoch
-            self._equip(params)
-            self._dispatcher.begin(self._program.opening, self.step)
-            self._dispatcher.wait_begun()
-            if self._resume is not None:
-                self._begin_or_go_on(self._resume)
-            self._phases.enter("batches")
             whole = self._program.tell(self._model, self)
             return of_return(whole, self._control.stop_reason, self._control.stop_kind)
-        except Interrupt as interrupt:
-            return of_error(self._cut_at_cancel(interrupt))
         except BaseException as error:
-            return of_error(error)
+            return self._of_error(error)
+
+    def _of_error(self, error: BaseException) -> Outcome:
+        return of_error(self._cut_at_cancel(error) if isinstance(error, Interrupt) else error)
 
     def _begin_or_go_on(self, resume: Resume) -> None:
         if resume.resumed is None:

@@ -125,7 +125,8 @@ class Session:
         if order.resume is not None:
             order.resume.owner = run.name
         self.claim = claim
-        claim.extend(order.model.user_model, [callback for callback, _ in order.callbacks])
+        callbacks = [callback for callback, _ in order.callbacks]
+        claim.extend(order.model.user_model, callbacks, getattr(order.model, "also_trains", ()))
         self._final_claim = claim
         mark_training(order.model.user_model, -1)
         self._switch_interval = SwitchInterval(order.switch_interval) if order.switch_interval else None
@@ -253,17 +254,23 @@ class Session:
         try:
             self._loop.call_soon_threadsafe(supervisor.thread_left, outcome)
         except RuntimeError:
-            left = [f"{c.name}: {len(c.mailbox.queue)} events" for c in consumers if c.mailbox.queue]
-            logger.error(
-                "%s: the event loop was closed during the training; not delivered: %s",
-                self._run.name,
-                ", ".join(left) or "nothing",
-            )
-            for consumer in consumers:
-                _discard(consumer.mailbox)
-            parts.lag.close()
-            self._run.over()
-            self._free()
+            self.give_up_loop()
+
+    def give_up_loop(self) -> None:
+        """The loop was closed and the thread has left: its task never comes to its end. On any thread."""
+        parts = self.parts
+        assert parts is not None
+        left = [f"{c.name}: {len(c.mailbox.queue)} events" for c in parts.consumers if c.mailbox.queue]
+        logger.error(
+            "%s: the event loop was closed during the training; not delivered: %s",
+            self._run.name,
+            ", ".join(left) or "nothing",
+        )
+        for consumer in parts.consumers:
+            _discard(consumer.mailbox)
+        parts.lag.close()
+        self._run.over()
+        self._free()
 
     def _free(self) -> None:
         self.claim.let_go(self._clean_up)
@@ -284,7 +291,7 @@ class Session:
         order, parts = self._order, self.parts
         assert order is not None
         assert parts is not None
-        if not getattr(self._model.user_model, "needs_cpu", True):
+        if not (order.program.takes_turns and getattr(self._model.user_model, "needs_cpu", True)):
             return NoShare()
         share = budget().join(wake, weight=self._run.weight, threads=order.threads)
         # In this order: who sets the priority at this moment, on another thread, finds the share, or we find

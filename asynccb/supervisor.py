@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -154,7 +155,8 @@ class Supervisor:
         if self._control.interrupt is None:
             return None
         if self._driver.outcome is None:
-            return self._control.interrupted_at + self._limits.grace
+            comeback = self._limits.grace if self._limits.comeback is None else self._limits.comeback
+            return None if math.isinf(comeback) else self._control.interrupted_at + comeback
         return None if self.cancelled_at is None else self.cancelled_at + self._limits.grace
 
     def _give_up_thread(self) -> Outcome:

@@ -1,1 +1,5 @@
-"""Other people's libraries beside a training: one small file for each, which alone imports it."""
+"""Other people's libraries and loops beside our callbacks; each library has a file that alone imports it."""
+
+from asynccb.integrations.background import Background
+
+__all__ = ["Background"]
