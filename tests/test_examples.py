@@ -8,6 +8,7 @@ order; ``...`` stands for any text.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -21,6 +22,15 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FILES = sorted(file.name for ending in ("*.py", "*.ipynb") for file in EXAMPLES.glob(ending))
+
+HEAVY = {
+    "existing_keras_script.py": ("keras", "jax"),
+    "existing_lightning_script.py": ("torch", "lightning"),
+    "jax_optax.py": ("jax", "optax"),
+    "keras_service.py": ("keras", "jax"),
+    "torch_digits.py": ("torch",),
+}
+"""Examples of a framework that may not be there, and what each imports of it."""
 
 # Runs a notebook with a kernel of its own and prints what its cells printed.
 NOTEBOOK = """
@@ -67,10 +77,11 @@ def _printed(file: Path, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", *how],
         cwd=folder,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        # Lightning has torch make a folder for compiled kernels, which it does not remove.
+        env=os.environ | {"PYTHONIOENCODING": "utf-8", "TORCHINDUCTOR_CACHE_DIR": str(folder)},
         capture_output=True,
         encoding="utf-8",
-        timeout=55,
+        timeout=190 if file.name in HEAVY else 55,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -78,7 +89,17 @@ def _printed(file: Path, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", FILES)
+def _parameter(name: str) -> Any:
+    needs = HEAVY.get(name)
+    if needs is None:
+        return name
+    missing = any(importlib.util.find_spec(module) is None for module in needs)
+    skip = pytest.mark.skipif(missing, reason=f"it needs {' and '.join(needs)}")
+    # A framework takes its time to come, on a busy machine many times as long.
+    return pytest.param(name, marks=[pytest.mark.heavy, pytest.mark.timeout(200), skip])
+
+
+@pytest.mark.parametrize("name", [_parameter(name) for name in FILES])
 def test_it_prints_what_it_says(name: str, tmp_path: Path) -> None:
     printed = _printed(EXAMPLES / name, tmp_path)
     assert _missing(_promised(_words(EXAMPLES / name)), printed) == [], printed
