@@ -36,6 +36,7 @@ BENCHMARKS = (
     "fairness",
     "queued",
     "service",
+    "adapters",
 )
 LEAST, MOST = 0.01, 1_000.0
 """Parts of a target that the plot shows; what lies outside is drawn at its rim."""
