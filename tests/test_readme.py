@@ -3,15 +3,20 @@
 Each ```` ```python ```` block is a program of its own: it runs in a fresh namespace, may ``await`` at
 its top level as in a notebook, and finds what the blocks above it have written, since all run in one
 folder. ``__name__`` is not ``"__main__"``, so that a block can end in a line that serves for ever.
-``<!-- not run: reason -->`` on the line before a block lets it out.
+``<!-- not run: reason -->`` on the line before a block lets it out; ``<!-- needs: keras, jax -->`` has it
+run in a process of its own where these are installed.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import importlib.util
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +32,7 @@ class Block(NamedTuple):
     line: int
     source: str
     not_run: str
+    needs: tuple[str, ...] = ()
 
 
 def _blocks(text: str) -> list[Block]:
@@ -39,9 +45,18 @@ def _blocks(text: str) -> list[Block]:
         if opening is None:
             opening = number
             continue
-        excuse = re.fullmatch(r"<!-- not run: (.+) -->", lines[opening - 1]) if opening else None
+        said = re.fullmatch(r"<!-- (not run|needs): (.+) -->", lines[opening - 1]) if opening else None
+        excuse, needs = ("", "") if said is None else (said[2], "") if said[1] == "not run" else ("", said[2])
         source = "\n".join(lines[opening + 1 : number]) + "\n"
-        found.append(Block(lines[opening][3:].strip(), opening + 2, source, excuse[1] if excuse else ""))
+        found.append(
+            Block(
+                lines[opening][3:].strip(),
+                opening + 2,
+                source,
+                excuse,
+                tuple(needs.split(", ") if needs else ()),
+            )
+        )
         opening = None
     return found
 
@@ -62,13 +77,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
-RUNNABLE = [block for block in BLOCKS if block.language == "python" and not block.not_run]
+RUNNABLE = [block for block in BLOCKS if block.language == "python" and not (block.not_run or block.needs)]
+HEAVY = [block for block in BLOCKS if block.needs]
 
 
 @pytest.mark.parametrize("block", RUNNABLE, ids=[f"line {block.line}" for block in RUNNABLE])
 def test_the_code_runs(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     _run(block.source, block.line, str(README))
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("block", HEAVY, ids=[f"line {block.line}" for block in HEAVY])
+def test_the_code_for_a_framework_runs(block: Block, tmp_path: Path) -> None:
+    for name in block.needs:
+        if importlib.util.find_spec(name) is None:  # not imported: Keras' backend is another process's affair
+            pytest.skip(f"needs {name}")
+    subprocess.run(
+        [sys.executable, __file__, str(block.line)],
+        cwd=tmp_path,
+        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=140,
+    )
 
 
 def test_there_is_code_and_all_of_it_is_closed() -> None:
@@ -173,3 +205,9 @@ def test_a_block_that_raises_fails_at_its_own_line() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         _run("await __import__('asyncio').sleep(0)\n1 / 0\n", 7, "sample")
     assert caught.traceback[-1].lineno + 1 == 8
+
+
+if __name__ == "__main__":
+    for chosen in HEAVY:
+        if chosen.line == int(sys.argv[1]):
+            _run(chosen.source, chosen.line, str(README))
