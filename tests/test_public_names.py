@@ -53,6 +53,7 @@ CALLBACKS = [
     "LambdaCallback",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "Offload",
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "RemoteMonitor",
