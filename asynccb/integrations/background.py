@@ -416,6 +416,25 @@ class Background:
         return getattr(self._model, "user_model", self._model)
 
 
+class ClosesWithBlock:
+    """A framework's callback as a context manager, where the framework tells no callback that it has failed:
+    the exception of the block goes to ``on_exception``, and everything is closed.
+
+    Attributes:
+        background: what is closed.
+    """
+
+    background: Background
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.background.close(error)
+
+
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()

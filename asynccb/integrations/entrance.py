@@ -81,14 +81,18 @@ class Entrance:
         """
         self.run.come_back()
         driver.finish(outcome)
+        lost = False
         try:
             self._wait(self._over)
         except BaseException:
             self.run.cancel("it was interrupted while its callbacks still worked")
             self._wait(self._over)
             raise
-        if not self._over.is_set():
-            self.run.give_up_loop()
+        finally:
+            if not self._over.is_set() and self._loop.is_closed():
+                lost = True
+                self.run.give_up_loop()
+        if lost:
             raise RunCancelled("the event loop was closed while callbacks still worked", self.run.history)
 
     def _set_over(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asynccb.errors import said
-from asynccb.integrations.background import Background
+from asynccb.integrations.background import Background, ClosesWithBlock
 from asynccb.models.adapt import adapt
 
 try:
@@ -21,8 +21,6 @@ except ImportError as missing:
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
-    from types import TracebackType
-    from typing import Self
 
     from asynccb.callbacks.base import Callback
     from asynccb.protocols import Model, ModelState
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundCallback"]
 
 
-class BackgroundCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Any, where Keras is not looked into
+class BackgroundCallback(ClosesWithBlock, keras.callbacks.Callback):  # type: ignore[misc]  # Any, not looked into
     """A Keras callback that runs callbacks of ours: their ``def`` hooks inside of Keras' hooks, the rest
     beside the training.
 
@@ -64,14 +62,6 @@ class BackgroundCallback(keras.callbacks.Callback):  # type: ignore[misc]  # Any
         super().__init__()
         self.background: Background = _Background(callbacks, loop=loop, name=name)
         self._stops = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.background.close(error)
 
     def on_train_begin(self, logs: Any = None) -> None:
         # The bar is Keras' affair.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asynccb.integrations.background import Background
+from asynccb.integrations.background import Background, ClosesWithBlock
 from asynccb.integrations.module_state import CopiedModule
 
 try:
@@ -22,15 +22,13 @@ except ImportError as missing:
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from asynccb.callbacks.base import Callback
 
 __all__ = ["BackgroundCallback"]
 
 
-class BackgroundCallback(TrainerCallback):  # type: ignore[misc]  # Any, where transformers is not looked into
+class BackgroundCallback(ClosesWithBlock, TrainerCallback):  # type: ignore[misc]  # Any, not looked into
     """A TrainerCallback that runs callbacks of ours: their ``def`` hooks inside of the Trainer's, the rest
     beside the training.
 
@@ -74,14 +72,6 @@ class BackgroundCallback(TrainerCallback):  # type: ignore[misc]  # Any, where t
         self._awaits_evaluation = False
         self._evaluated: set[str] = set()
         self._evaluations: set[str] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.background.close(error)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._ended_batch = self._ended_epoch = self._epoch = None

@@ -6,6 +6,7 @@ refused; what says nothing about a trained model (initializers, names of policie
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from asynccb.errors import ArgumentError
@@ -112,7 +113,7 @@ def training_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 def _layer(entry: Mapping[str, Any]) -> dict[str, Any]:
     _check_theirs("layer", entry)
     kind = lookup("layer", entry.get("class_name"), CLASSES)
-    known = kind.__init__.__code__.co_varnames
+    known = inspect.signature(kind).parameters
     settings: dict[str, Any] = {}
     for key, value in entry["config"].items():
         if key in known:

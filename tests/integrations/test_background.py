@@ -819,6 +819,27 @@ def test_where_the_callers_loop_ends_the_next_hook_ends_the_foreign_one() -> Non
     assert recorder.hooks[-2:] == ["on_exception", "on_train_end"]
 
 
+def test_an_interrupt_when_the_callers_loop_is_closed_leaves_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)  # as in the next test
+
+    def interrupt(timeout: float | None = None) -> bool:
+        if loop.is_closed():
+            return False
+        loop.close()
+        raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    running = threading.Thread(target=loop.run_forever)
+    running.start()
+    with pytest.raises(KeyboardInterrupt) as caught, Background([], loop=loop) as hooks:  # noqa: PT012
+        loop.call_soon_threadsafe(loop.stop)
+        running.join()
+        monkeypatch.setattr(hooks._entrance._over, "wait", interrupt)
+    assert live_runs() == []
+    del hooks, caught
+    gc.collect()
+
+
 @pytest.mark.parametrize("error", [None, ValueError("mine")])
 def test_where_the_callers_loop_is_closed_during_the_drain_the_end_says_so(
     error: ValueError | None, monkeypatch: pytest.MonkeyPatch

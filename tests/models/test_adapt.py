@@ -115,6 +115,14 @@ def test_all_that_the_object_has_is_used():
     assert full.calls == [False, (1, 2, 3, "validation_data", False)]
 
 
+@pytest.mark.parametrize("name", ["begin_pass", "check_path", "end_epoch", "end_training"])
+def test_what_an_object_may_say_beyond_the_rest_is_asked_of_it(name):
+    bare = Bare()
+    assert not hasattr(adapt(bare), name)
+    setattr(bare, name, lambda: "its own")
+    assert getattr(adapt(bare), name)() == "its own"
+
+
 def test_a_function_and_a_module_of_jax_are_told_what_trains_them():
     module = type("Module", (), {"__module__": "equinox._module"})()
     for model in (lambda state, batch: state, module):

@@ -437,6 +437,25 @@ def test_a_config_that_is_no_json_or_no_object_is_refused(tmp_path):
             load_model(path)
 
 
+def test_a_part_that_claims_to_be_larger_than_its_archive_is_not_unpacked(tmp_path):
+    path = tmp_path / "m.keras"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", json.dumps(model_config()))
+        file.writestr("model.weights.h5", b"0" * 64)
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x01\x02")  # the entry of the weights in the table at the end: sizes at 20 and 24
+    lying = content[: at + 20] + (1 << 30).to_bytes(4, "little") * 2 + content[at + 28 :]
+    path.write_bytes(lying)
+    with pytest.raises(FileRefused, match=r"model\.weights\.h5 is larger than"):
+        load_model(path)
+
+
+def test_a_setting_that_is_no_argument_is_none_of_ours(tmp_path):
+    path = archive(tmp_path / "m.keras", twin(), config=changed(self=1))
+    with pytest.raises(FileRefused, match="self=1: is no setting of BatchNormalization"):
+        load_model(path)
+
+
 def test_the_unpacked_weights_are_gone_when_the_model_is_there(tmp_path, monkeypatch):
     path = archive(tmp_path / "m.keras", twin())
     (tmp_path / "scratch").mkdir()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from beside_keras import report_of
 
 pytestmark = [
     pytest.mark.heavy,
@@ -23,17 +20,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
 def report(request, tmp_path_factory):
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "KERAS_BACKEND": request.param, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(SIDE), str(tmp_path_factory.mktemp(request.param))],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    print(done.stdout.rpartition("\n\n")[0])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return report_of(SIDE, request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_predictions_agree_to_a_millionth_for_every_layer_in_both_directions(report):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from beside_keras import report_of
 
 pytestmark = [
     pytest.mark.heavy,
@@ -33,16 +30,7 @@ PARTS = [
 
 @pytest.fixture(scope="module", params=["jax", "torch"])
 def report(request, tmp_path_factory):
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"needs {request.param}")
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "KERAS_BACKEND": request.param, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(SIDE), str(tmp_path_factory.mktemp(request.param))],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return report_of(SIDE, request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("part", PARTS)
